@@ -1,0 +1,306 @@
+"""Fast-SCNN (Poudel, Liwicki and Cipolla, arXiv 1902.04502, table 1), and nothing else.
+
+The shapes are those of an input of 1024 x 2048 x 3; t is the expansion factor, n the number of repeats:
+
+    module                    operator                     output             n  stride
+    learning_to_downsample    Conv 3x3                     512 x 1024 x  32   1  2
+                              DSConv 3x3                   256 x  512 x  48   1  2
+                              DSConv 3x3                   128 x  256 x  64   1  2
+    global_feature_extractor  bottleneck, t=6               64 x  128 x  64   3  2
+                              bottleneck, t=6               32 x   64 x  96   3  2
+                              bottleneck, t=6               32 x   64 x 128   3  1
+                              pyramid pooling 1, 2, 3, 6    32 x   64 x 128   1  -
+    feature_fusion            add 1/8 and 1/32 branch      128 x  256 x 128   1  -
+    classifier                DSConv 3x3                   128 x  256 x 128   2  1
+                              Conv 1x1                     128 x  256 x   K   1  1
+                              bilinear upsampling         1024 x 2048 x   K
+
+This file imports torch alone: copied into an empty folder it works. Attribute names are the checkpoint format.
+Tags: `Paper:` a number from the paper, `Differs:` a departure from it (the README lists them), `Source:` any other.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MIN_SIZE = 32  # the deepest feature map is 1/32 of the input: below this it would be less than one cell
+
+
+class FastSCNN(nn.Module):
+    """Fast-SCNN: pictures (N, C, H, W) in, class logits (N, K, H, W) out, for any H and W from 32 up.
+
+    Args:
+        num_classes: K.
+        in_channels: C.
+        align_corners: how every bilinear interpolation places its samples. The original repository's weights were
+            trained with True.
+        aux: adds the two auxiliary heads of the paper. In training mode the output is then a list: the logits, those
+            at the end of learning_to_downsample and those at the end of global_feature_extractor, all (N, K, H, W).
+            In eval mode the heads are not run.
+    """
+
+    def __init__(self, num_classes: int = 19, in_channels: int = 3, align_corners: bool = False, aux: bool = False):
+        super().__init__()
+        self.align_corners = align_corners
+        self.learning_to_downsample = LearningToDownsample(in_channels)
+        self.global_feature_extractor = GlobalFeatureExtractor(align_corners)
+        self.feature_fusion = FeatureFusion(align_corners)
+        self.classifier = Classifier(num_classes)
+        self.aux_shallow = AuxiliaryHead(64, num_classes) if aux else None
+        self.aux_context = AuxiliaryHead(128, num_classes) if aux else None
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Returns logits at the size of x; see the class for what training mode with auxiliary heads returns."""
+        size = x.shape[-2:]
+        outputs = [F.interpolate(y, size, mode="bilinear", align_corners=self.align_corners) for y in self.heads(x)]
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def heads(self, x: Tensor) -> list[Tensor]:
+        """Returns the logits before upsampling: (N, K, ceil(H/8), ceil(W/8)), then any auxiliary ones."""
+        shallow = self.learning_to_downsample(x)  #           (N,  64, H/8,  W/8)
+        context = self.global_feature_extractor(shallow)  #   (N, 128, H/32, W/32)
+        fused = self.feature_fusion(shallow, context)  #      (N, 128, H/8,  W/8)
+        logits = self.classifier(fused)  #                    (N,   K, H/8,  W/8)
+        if self.training and self.aux_shallow is not None:
+            return [logits, self.aux_shallow(shallow), self.aux_context(context)]
+        return [logits]
+
+
+class LearningToDownsample(nn.Module):
+    """Three strided convolutions to 1/8, shared by both branches: (N, C, H, W) to (N, 64, H/8, W/8)."""
+
+    def __init__(self, in_channels: int):
+        super().__init__()
+        self.conv = conv_bn_relu(in_channels, 32, kernel_size=3, stride=2, padding=1)
+        self.dsconv1 = dsconv(32, 48, stride=2)
+        self.dsconv2 = dsconv(48, 64, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)  #       (N, 32, H/2, W/2)
+        x = self.dsconv1(x)  #    (N, 48, H/4, W/4)
+        return self.dsconv2(x)  # (N, 64, H/8, W/8)
+
+
+class GlobalFeatureExtractor(nn.Module):
+    """The context branch: (N, 64, H/8, W/8) to (N, 128, H/32, W/32)."""
+
+    def __init__(self, align_corners: bool):
+        super().__init__()
+        self.bottleneck1 = bottlenecks(64, 64, repeats=3, stride=2)
+        self.bottleneck2 = bottlenecks(64, 96, repeats=3, stride=2)
+        self.bottleneck3 = bottlenecks(96, 128, repeats=3, stride=1)
+        self.pyramid_pooling = PyramidPooling(128, 128, align_corners)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bottleneck1(x)  #       (N,  64, H/16, W/16)
+        x = self.bottleneck2(x)  #       (N,  96, H/32, W/32)
+        x = self.bottleneck3(x)  #       (N, 128, H/32, W/32)
+        return self.pyramid_pooling(x)  # (N, 128, H/32, W/32)
+
+
+class FeatureFusion(nn.Module):
+    """Adds the context, upsampled to 1/8, to the detail: (N, 64, h, w) and (N, 128, h/4, w/4) to (N, 128, h, w)."""
+
+    def __init__(self, align_corners: bool):
+        super().__init__()
+        self.align_corners = align_corners
+        # Paper: table 3 gives the depthwise convolution of the low-resolution branch a dilation of 4.
+        self.low_dwconv = conv_bn_relu(128, 128, kernel_size=3, padding=4, dilation=4, groups=128)
+        # Differs: the paper's table lists both 1x1 convolutions without a word on BN; with it they can be folded.
+        self.low_conv = conv_bn(128, 128, kernel_size=1)
+        self.high_conv = conv_bn(64, 128, kernel_size=1)
+
+    def forward(self, high: Tensor, low: Tensor) -> Tensor:
+        # To the other tensor's size, not by a factor of 4: at odd sizes ceil(h/4) * 4 is not h.
+        low = F.interpolate(low, high.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+        return F.relu(self.low_conv(self.low_dwconv(low)) + self.high_conv(high))
+
+
+class Classifier(nn.Module):
+    """Two depthwise separable convolutions and the class scores: (N, 128, h, w) to (N, K, h, w)."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.dsconv1 = dsconv(128, 128)
+        self.dsconv2 = dsconv(128, 128)
+        # Differs: the paper uses dropout before the last layer without naming the rate.
+        # Source: 0.1 in the original repository and in mmsegmentation's fast_scnn.
+        self.dropout = nn.Dropout(0.1)
+        self.conv = nn.Conv2d(128, num_classes, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.dropout(self.dsconv2(self.dsconv1(x))))
+
+
+class AuxiliaryHead(nn.Module):
+    """Class scores from an inner feature map, for a loss in training only: (N, C, h, w) to (N, K, h, w)."""
+
+    def __init__(self, in_channels: int, num_classes: int):
+        super().__init__()
+        # Differs: the paper does not describe the head. Source: mmsegmentation's fast_scnn, 32 channels, one conv.
+        self.conv = conv_bn_relu(in_channels, 32, kernel_size=3, padding=1)
+        self.dropout = nn.Dropout(0.1)
+        self.classes = nn.Conv2d(32, num_classes, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classes(self.dropout(self.conv(x)))
+
+
+class PyramidPooling(nn.Module):
+    """Adds the means over 1, 2x2, 3x3 and 6x6 regions to every cell: (N, C, h, w) to (N, K, h, w).
+
+    Adaptive average pooling is linear and separable, so that it is two small matrix products. Unlike
+    adaptive_avg_pool2d, which wants the bins to divide the map, they export and run everywhere, at any size.
+    """
+
+    bins = (1, 2, 3, 6)  # Source: PSPNet, arXiv 1612.01105, which the paper refers to
+
+    def __init__(self, in_channels: int, out_channels: int, align_corners: bool):
+        super().__init__()
+        self.align_corners = align_corners
+        inner = in_channels // len(self.bins)
+        self.stages = nn.ModuleList(conv_bn_relu(in_channels, inner, kernel_size=1) for _ in self.bins)
+        self.conv = conv_bn_relu(in_channels + inner * len(self.bins), out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        pooled = [stage(self.pool(x, bins)) for bins, stage in zip(self.bins, self.stages, strict=True)]
+        resized = [F.interpolate(y, size, mode="bilinear", align_corners=self.align_corners) for y in pooled]
+        return self.conv(torch.cat([*resized, x], dim=1))
+
+    @staticmethod
+    def pool(x: Tensor, bins: int) -> Tensor:
+        """Returns the (N, C, bins, bins) means that adaptive_avg_pool2d defines."""
+        # In bf16 the rows of the matrices no longer sum to one (up to 0.2 % off): at least single precision here.
+        with torch.autocast(x.device.type, enabled=False):
+            precise = x.to(torch.promote_types(x.dtype, torch.float32))
+            rows = pooling_matrix(x.shape[-2], bins, precise)
+            columns = pooling_matrix(x.shape[-1], bins, precise)
+            return (rows @ precise @ columns.mT).to(x.dtype)
+
+
+def pooling_matrix(length: int, bins: int, like: Tensor) -> Tensor:
+    """Returns the (bins, length) row-stochastic matrix of adaptive average pooling along one axis.
+
+    Row i averages the cells from floor(i * length / bins) to ceil((i + 1) * length / bins), exclusive, as PyTorch's
+    adaptive pooling does. It is computed from arange and comparisons: filled in a Python loop it would be exported as
+    the constant of one size.
+
+    Args:
+        length: cells along the axis.
+        bins: regions along the axis.
+        like: gives dtype and device.
+    """
+    index = torch.arange(bins, device=like.device)
+    start = (index * length).div(bins, rounding_mode="floor").unsqueeze(1)
+    stop = ((index + 1) * length + bins - 1).div(bins, rounding_mode="floor").unsqueeze(1)
+    cell = torch.arange(length, device=like.device)
+    inside = ((cell >= start) & (cell < stop)).to(like.dtype)
+    return inside / (stop - start).to(like.dtype)
+
+
+def conv_bn(in_channels: int, out_channels: int, kernel_size: int, **options: int) -> nn.Sequential:
+    """Convolution without bias, then batch normalisation."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, bias=False, **options)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
+def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, **options: int) -> nn.Sequential:
+    """Convolution without bias, batch normalisation, ReLU."""
+    return conv_bn(in_channels, out_channels, kernel_size, **options).append(nn.ReLU(inplace=True))
+
+
+def dsconv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """Depthwise separable convolution: depthwise 3x3 + BN, pointwise + BN + ReLU."""
+    # Paper: section 3.2, no non-linearity between the depthwise and the pointwise convolution.
+    depthwise = conv_bn(in_channels, in_channels, kernel_size=3, stride=stride, padding=1, groups=in_channels)
+    return depthwise.extend(conv_bn_relu(in_channels, out_channels, kernel_size=1))
+
+
+class Bottleneck(nn.Module):
+    """MobileNetV2's inverted residual with a linear last convolution: (N, C, h, w) to (N, K, h/stride, w/stride)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int = 6):
+        super().__init__()
+        inner = in_channels * expansion  # Paper: table 1, t = 6
+        self.residual = stride == 1 and in_channels == out_channels
+        self.conv = nn.Sequential(
+            *conv_bn_relu(in_channels, inner, kernel_size=1),
+            *conv_bn_relu(inner, inner, kernel_size=3, stride=stride, padding=1, groups=inner),
+            *conv_bn(inner, out_channels, kernel_size=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+def bottlenecks(in_channels: int, out_channels: int, repeats: int, stride: int) -> nn.Sequential:
+    """A row of bottlenecks, the first of which changes resolution and width."""
+    first = Bottleneck(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(Bottleneck(out_channels, out_channels, 1) for _ in range(repeats - 1)))
+
+
+# The original repository's names (github.com/leftthomas/FastSCNN), each with what it is called here.
+_ORIGINAL_NAMES = (
+    (r"^learning_to_down_sample\.conv\.conv\.", "learning_to_downsample.conv.0."),
+    (r"^learning_to_down_sample\.conv\.bn\.", "learning_to_downsample.conv.1."),
+    (r"^learning_to_down_sample\.", "learning_to_downsample."),
+    (r"^global_feature_extractor\.first_block\.", "global_feature_extractor.bottleneck1."),
+    (r"^global_feature_extractor\.second_block\.", "global_feature_extractor.bottleneck2."),
+    (r"^global_feature_extractor\.third_block\.", "global_feature_extractor.bottleneck3."),
+    (
+        r"^global_feature_extractor\.ppm\.stages\.(\d)\.1\.conv\.",
+        r"global_feature_extractor.pyramid_pooling.stages.\1.0.",
+    ),
+    (
+        r"^global_feature_extractor\.ppm\.stages\.(\d)\.1\.bn\.",
+        r"global_feature_extractor.pyramid_pooling.stages.\1.1.",
+    ),
+    (r"^global_feature_extractor\.ppm\.conv\.conv\.", "global_feature_extractor.pyramid_pooling.conv.0."),
+    (r"^global_feature_extractor\.ppm\.conv\.bn\.", "global_feature_extractor.pyramid_pooling.conv.1."),
+    (r"^feature_fusion\.dwconv\.conv\.", "feature_fusion.low_dwconv.0."),
+    (r"^feature_fusion\.dwconv\.bn\.", "feature_fusion.low_dwconv.1."),
+    (r"^feature_fusion\.conv_low_res\.", "feature_fusion.low_conv.0."),
+    (r"^feature_fusion\.conv_high_res\.", "feature_fusion.high_conv.0."),
+)
+
+
+def is_original(state: dict[str, Tensor]) -> bool:
+    """Tells by its names whether a bare state dict was saved by the original repository."""
+    return "learning_to_down_sample.conv.conv.weight" in state
+
+
+def convert_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a state dict of the original repository under the names of this file; the argument is left as it is.
+
+    The function is the same network's, exactly, for FastSCNN(align_corners=True): the original was trained so. Its
+    two 1x1 convolutions in the fusion have a bias and no BN, which an identity BN with that bias carries.
+    """
+    converted = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _ORIGINAL_NAMES:
+            name, found = re.subn(pattern, replacement, name)
+            if found:
+                break
+        converted[name] = tensor
+    for branch in ("feature_fusion.low_conv", "feature_fusion.high_conv"):
+        bias = converted.pop(f"{branch}.0.bias", None)
+        if bias is not None:
+            # BN divides by sqrt(variance + eps): a weight of the same root makes it the identity.
+            eps = nn.BatchNorm2d(1).eps
+            converted[f"{branch}.1.weight"] = torch.full_like(bias, (1.0 + eps) ** 0.5)
+            converted[f"{branch}.1.bias"] = bias
+            converted[f"{branch}.1.running_mean"] = torch.zeros_like(bias)
+            converted[f"{branch}.1.running_var"] = torch.ones_like(bias)
+            converted[f"{branch}.1.num_batches_tracked"] = torch.tensor(0)
+    return converted
+
+
+def drop_profiler_buffers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns a state dict without the buffers that the profiler thop leaves behind, and the names it dropped."""
+    dropped = [name for name in state if name.rsplit(".", 1)[-1] in ("total_ops", "total_params")]
+    return {name: tensor for name, tensor in state.items() if name not in dropped}, dropped
