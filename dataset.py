@@ -1,0 +1,403 @@
+"""What a pixel and a label mean: the Cityscapes label table, its look-up tables, the files on disk, augmentation.
+
+Images are RGB uint8 until `normalise`. Labels are train ids 0-18 and IGNORE_INDEX in memory, label ids in files.
+Sizes are (height, width).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+IGNORE_INDEX = 255  # pixels of this train id count nowhere: not in the loss, not in a score
+
+
+class Label(NamedTuple):
+    """One row of the official label table."""
+
+    name: str
+    id: int
+    train_id: int
+    category: str
+    color: tuple[int, int, int]
+
+
+# Source: cityscapesscripts.helpers.labels 2.3.0; a test compares them. `license plate` (id -1) is in no label file.
+LABELS = (
+    Label("unlabeled", 0, 255, "void", (0, 0, 0)),
+    Label("ego vehicle", 1, 255, "void", (0, 0, 0)),
+    Label("rectification border", 2, 255, "void", (0, 0, 0)),
+    Label("out of roi", 3, 255, "void", (0, 0, 0)),
+    Label("static", 4, 255, "void", (0, 0, 0)),
+    Label("dynamic", 5, 255, "void", (111, 74, 0)),
+    Label("ground", 6, 255, "void", (81, 0, 81)),
+    Label("road", 7, 0, "flat", (128, 64, 128)),
+    Label("sidewalk", 8, 1, "flat", (244, 35, 232)),
+    Label("parking", 9, 255, "flat", (250, 170, 160)),
+    Label("rail track", 10, 255, "flat", (230, 150, 140)),
+    Label("building", 11, 2, "construction", (70, 70, 70)),
+    Label("wall", 12, 3, "construction", (102, 102, 156)),
+    Label("fence", 13, 4, "construction", (190, 153, 153)),
+    Label("guard rail", 14, 255, "construction", (180, 165, 180)),
+    Label("bridge", 15, 255, "construction", (150, 100, 100)),
+    Label("tunnel", 16, 255, "construction", (150, 120, 90)),
+    Label("pole", 17, 5, "object", (153, 153, 153)),
+    Label("polegroup", 18, 255, "object", (153, 153, 153)),
+    Label("traffic light", 19, 6, "object", (250, 170, 30)),
+    Label("traffic sign", 20, 7, "object", (220, 220, 0)),
+    Label("vegetation", 21, 8, "nature", (107, 142, 35)),
+    Label("terrain", 22, 9, "nature", (152, 251, 152)),
+    Label("sky", 23, 10, "sky", (70, 130, 180)),
+    Label("person", 24, 11, "human", (220, 20, 60)),
+    Label("rider", 25, 12, "human", (255, 0, 0)),
+    Label("car", 26, 13, "vehicle", (0, 0, 142)),
+    Label("truck", 27, 14, "vehicle", (0, 0, 70)),
+    Label("bus", 28, 15, "vehicle", (0, 60, 100)),
+    Label("caravan", 29, 255, "vehicle", (0, 0, 90)),
+    Label("trailer", 30, 255, "vehicle", (0, 0, 110)),
+    Label("train", 31, 16, "vehicle", (0, 80, 100)),
+    Label("motorcycle", 32, 17, "vehicle", (0, 0, 230)),
+    Label("bicycle", 33, 18, "vehicle", (119, 11, 32)),
+)
+CLASSES = tuple(sorted((label for label in LABELS if label.train_id != IGNORE_INDEX), key=lambda label: label.train_id))
+NUM_CLASSES = len(CLASSES)
+CATEGORIES = tuple(dict.fromkeys(label.category for label in LABELS))  # in the official order, void first
+
+_INVALID = 254  # what the look-up tables give for a value that the label table does not have
+
+
+def _table(pairs: dict[int, int]) -> np.ndarray:
+    table = np.full(256, _INVALID, np.uint8)
+    table[list(pairs)] = list(pairs.values())
+    return table
+
+
+ID_TO_TRAIN_ID = _table({label.id: label.train_id for label in LABELS})
+TRAIN_ID_TO_TRAIN_ID = _table({label.train_id: label.train_id for label in LABELS})
+TRAIN_ID_TO_ID = _table({**{label.train_id: label.id for label in CLASSES}, IGNORE_INDEX: 0})
+PALETTE = np.zeros((256, 3), np.uint8)  # train id to RGB, black for what is ignored
+PALETTE[:NUM_CLASSES] = [label.color for label in CLASSES]
+
+# Source: the ImageNet statistics, which the original repository used too; its weights want the same.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+MEAN_COLOUR = tuple(round(255 * mean) for mean in MEAN)  # RGB; normalises to about zero
+
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)  # Differs: the paper draws from 0.5 to 2; the original's list
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIX = "_leftImg8bit.png"
+
+
+class DataError(Exception):
+    """A file or folder of the data set is not as expected; the message names it."""
+
+
+class Sample(NamedTuple):
+    """Where one frame lies. `label` is None where there is none to read: always in the test split."""
+
+    name: str  # <city>_<sequence>_<frame>
+    image: Path
+    label: Path | None
+    label_is_train_ids: bool = False
+
+
+def default_data_path() -> str:
+    """The data set's folder where no flag names one: $CITYSCAPES_DATASET, else the original repository's default."""
+    return os.environ.get("CITYSCAPES_DATASET", "/home/data/cityscapes")
+
+
+def find_samples(data_path: str | Path, split: str) -> list[Sample]:
+    """Finds and pairs the frames of a split in the Cityscapes layout, sorted by name.
+
+    labelIds are read; labelTrainIds only for a frame that has no labelIds. In the test split labels are not looked
+    at: Cityscapes ships dummies there.
+
+    Raises:
+        DataError: a folder is missing or empty, or an image and a label have no partner.
+    """
+    root, splits = Path(data_path), " ".join(SPLITS)
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}; expected one of {splits}")
+    if not root.is_dir():
+        raise DataError(f"no data set at {root}; give --data_path or set CITYSCAPES_DATASET")
+    folder = root / "leftImg8bit" / split
+    if not folder.is_dir():
+        raise DataError(f"{root} has no leftImg8bit/{split}; expected leftImg8bit/{split}/<city>/*{IMAGE_SUFFIX}")
+    images = {path.name.removesuffix(IMAGE_SUFFIX): path for path in sorted(folder.glob(f"*/*{IMAGE_SUFFIX}"))}
+    if not images:
+        raise DataError(f"{folder} holds no picture; expected <city>/*{IMAGE_SUFFIX}")
+    if split == "test":
+        return [Sample(name, path, None) for name, path in sorted(images.items())]
+
+    labels = root / "gtFine" / split
+    ids = {path.name.removesuffix("_gtFine_labelIds.png"): path for path in labels.glob("*/*_gtFine_labelIds.png")}
+    train_ids = {
+        path.name.removesuffix("_gtFine_labelTrainIds.png"): path
+        for path in labels.glob("*/*_gtFine_labelTrainIds.png")
+    }
+    for name in sorted(images):
+        if name not in ids and name not in train_ids:
+            raise DataError(f"no label for {images[name]}; expected {labels}/<city>/{name}_gtFine_labelIds.png")
+    for name, path in sorted({**train_ids, **ids}.items()):
+        if name not in images:
+            raise DataError(f"no picture for the label {path}; expected {folder}/<city>/{name}{IMAGE_SUFFIX}")
+    return [
+        Sample(name, path, ids.get(name, train_ids.get(name)), name not in ids) for name, path in sorted(images.items())
+    ]
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Reads a picture of any format that OpenCV knows as (H, W, 3) RGB uint8.
+
+    Grey pictures, 16 bits and an alpha channel are converted.
+
+    Raises:
+        DataError: the file is missing, truncated or no picture.
+    """
+    return _decode(path, cv2.IMREAD_COLOR_RGB, "picture")
+
+
+def read_label(path: str | Path, train_ids: bool = False) -> np.ndarray:
+    """Reads a label PNG, of label ids or of train ids, as train ids: (H, W) uint8, 0-18 and IGNORE_INDEX.
+
+    Raises:
+        DataError: the file is missing or damaged, has several channels, or has a value outside the label table.
+    """
+    raw = _decode(path, cv2.IMREAD_UNCHANGED, "label")
+    if raw.ndim != 2 or raw.dtype != np.uint8:
+        channels = 1 if raw.ndim == 2 else raw.shape[2]
+        raise DataError(
+            f"{path} has {channels} channel(s) of {raw.dtype}, expected one of uint8 with "
+            f"{'train' if train_ids else 'label'} ids; a colour picture or a palette PNG is no label file"
+        )
+    table = TRAIN_ID_TO_TRAIN_ID if train_ids else ID_TO_TRAIN_ID
+    label = cv2.LUT(raw, table)
+    if (label == _INVALID).any():
+        values = np.unique(raw[label == _INVALID])[:8].tolist()
+        expected = "train ids 0-18 and 255" if train_ids else "label ids 0-33"
+        raise DataError(f"{path} has values outside the label table: {values}; expected {expected}")
+    return label
+
+
+def _decode(path: str | Path, flags: int, what: str) -> np.ndarray:
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"cannot read the {what} {path} ({error.strerror})") from None
+    if not data.size:
+        raise DataError(f"the {what} {path} is an empty file (0 bytes); get it again")
+    raw = data.tobytes()
+    # A decoder may fill the missing part of a truncated file and go on: ask for the end marker first.
+    truncated = (raw.startswith(b"\x89PNG") and b"IEND" not in raw) or (
+        raw.startswith(b"\xff\xd8") and b"\xff\xd9" not in raw[-65536:]
+    )
+    decoded = None if truncated else cv2.imdecode(data, flags)
+    if decoded is None:
+        raise DataError(f"the {what} {path} is {'truncated' if truncated else 'damaged or no picture'}; get it again")
+    return decoded
+
+
+def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a frame and its label: (H, W, 3) RGB uint8 and (H, W) train ids uint8, all ignored where there is none.
+
+    Raises:
+        DataError: as read_image and read_label, and where the two differ in size.
+    """
+    image = read_image(sample.image)
+    if sample.label is None:
+        return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
+    label = read_label(sample.label, sample.label_is_train_ids)
+    if image.shape[:2] != label.shape:
+        raise DataError(
+            f"{sample.image} is {image.shape[0]}x{image.shape[1]} but its label {sample.label} is "
+            f"{label.shape[0]}x{label.shape[1]} (height x width); they must be equal"
+        )
+    return image, label
+
+
+def check_samples(samples: Sequence[Sample]) -> None:
+    """Finds out, by the first and last bytes of every file, what would otherwise stop a run in its middle.
+
+    Raises:
+        DataError: a PNG is empty or truncated, a label is not one channel of 8 bits, or sizes differ.
+    """
+    for sample in samples:
+        image = _png_header(sample.image, "picture")
+        label = _png_header(sample.label, "label") if sample.label else None
+        if label and label[2:] != (8, 0):
+            read_label(sample.label, sample.label_is_train_ids)  # words what is wrong; grey of under 8 bits is read
+        if image and label and image[:2] != label[:2]:
+            read_pair(sample)
+    if samples:
+        read_pair(samples[0])
+
+
+def _png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
+    """Height, width, bit depth and colour type of a PNG that has its end marker; None for any other format."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(26)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4096))
+            tail = file.read()
+    except OSError as error:
+        raise DataError(f"cannot read the {what} {path} ({error.strerror})") from None
+    if not head:
+        raise DataError(f"the {what} {path} is an empty file (0 bytes); get it again")
+    if not head.startswith(b"\x89PNG"):
+        return None
+    if len(head) < 26 or b"IEND" not in tail:
+        raise DataError(f"the {what} {path} is truncated; get it again")
+    width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    return height, width, head[24], head[25]
+
+
+def scale_and_crop(
+    image: np.ndarray, label: np.ndarray, scale: float, crop: tuple[int, int], at: tuple[float, float], flip: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales a frame, pads it where it is then smaller than the crop, cuts the crop out and may mirror it.
+
+    Only the pixels of the crop are computed. The image is within one grey level of cv2.resize of the whole
+    (INTER_LINEAR), the label equals it (INTER_NEAREST_EXACT: plain INTER_NEAREST would shift it by up to half a pixel).
+
+    Args:
+        image: (H, W, 3) uint8.
+        label: (H, W) uint8.
+        scale: of both axes; the scaled size is rounded to pixels.
+        crop: height and width of the result.
+        at: where the crop lies in the range that it may move in, each from 0 (top, left) to below 1.
+        flip: mirror left and right.
+
+    Returns:
+        (crop_h, crop_w, 3) uint8 and (crop_h, crop_w) uint8, both contiguous.
+    """
+    sizes = [max(1, round(length * scale)) for length in label.shape]
+    offsets = [
+        int(position * (max(size - length, 0) + 1)) for position, size, length in zip(at, sizes, crop, strict=True)
+    ]
+    # Padding goes to the bottom and the right, as in the original.
+    (y, x), (height, width) = offsets, [min(size, length) for size, length in zip(sizes, crop, strict=True)]
+    step_y, step_x = label.shape[0] / sizes[0], label.shape[1] / sizes[1]
+
+    out_image = np.full((*crop, 3), MEAN_COLOUR, np.uint8)
+    out_label = np.full(crop, IGNORE_INDEX, np.uint8)
+    if sizes == list(label.shape):
+        out_image[:height, :width] = image[y : y + height, x : x + width]
+    else:
+        # The centre of output pixel i lies at (i + 0.5) * step - 0.5 in the source. From OpenCV 5 on warpAffine
+        # interpolates exactly; before, it rounded the weights to 1/32, up to four grey levels off.
+        matrix = np.array([[step_x, 0, (x + 0.5) * step_x - 0.5], [0, step_y, (y + 0.5) * step_y - 0.5]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        out_image[:height, :width] = cv2.warpAffine(
+            image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
+        )
+    rows = _nearest(y, height, step_y, label.shape[0])
+    columns = _nearest(x, width, step_x, label.shape[1])
+    out_label[:height, :width] = label[rows][:, columns]
+    if flip:
+        out_image, out_label = cv2.flip(out_image, 1), cv2.flip(out_label, 1)
+    return out_image, out_label
+
+
+def _nearest(start: int, count: int, step: float, length: int) -> np.ndarray:
+    """The source pixel whose centre is nearest, for `count` output pixels from `start` on."""
+    return np.minimum(((np.arange(start, start + count) + 0.5) * step).astype(np.int64), length - 1)
+
+
+class TrainSet(Dataset):
+    """Random crops of a split for training; a sample depends on (seed, epoch, index) alone.
+
+    Args:
+        samples: as find_samples returns them.
+        crop: height and width in pixels.
+        seed: of the whole run.
+        scales: one of them is drawn for each sample.
+
+    Items are asked for by (epoch, index): see EpochSampler. They are (crop_h, crop_w, 3) uint8 RGB and
+    (crop_h, crop_w) uint8 train ids.
+    """
+
+    def __init__(self, samples: Sequence[Sample], crop: tuple[int, int], seed: int, scales: Sequence[float] = SCALES):
+        self.samples, self.crop, self.seed, self.scales = list(samples), crop, seed, tuple(scales)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        rng = np.random.default_rng((self.seed, epoch, index))
+        scale = self.scales[rng.integers(len(self.scales))]
+        at, flip = (rng.random(), rng.random()), rng.random() < 0.5
+        image, label = scale_and_crop(*read_pair(self.samples[index]), scale, self.crop, at, flip)
+        return torch.from_numpy(image), torch.from_numpy(label)
+
+
+class FrameSet(Dataset):
+    """Whole frames, for validation and prediction: (H, W, 3) uint8 RGB, (H, W) uint8 train ids, and the index."""
+
+    def __init__(self, samples: Sequence[Sample]):
+        self.samples = list(samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        image, label = read_pair(self.samples[index])
+        return torch.from_numpy(image), torch.from_numpy(label), index
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) in an order that depends on (seed, epoch) alone.
+
+    The epoch travels with the index because the copies of a data set in persistent loader workers never see an
+    attribute change. The last batch may be smaller; of one frame it is left out, since batch normalisation after the
+    1x1 pooling bin cannot train on it.
+
+    Raises:
+        DataError: there are fewer than two frames, hence no batch.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int):
+        if length < 2:
+            raise DataError(f"found {length} training frame(s), expected at least 2: a batch of one cannot train")
+        self.length, self.batch_size, self.seed, self.epoch = length, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.length, self.batch_size)
+        return full + (rest > 1)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # `length` is no index: the order shares its random stream with no sample.
+        order = np.random.default_rng((self.seed, self.epoch, self.length)).permutation(self.length).tolist()
+        for batch in range(len(self)):
+            yield [(self.epoch, index) for index in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+
+
+def loader_worker(worker_id: int) -> None:
+    """Sets up a loader worker: one thread each, and Ctrl-C is the main process's to handle."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Turns (N, H, W, 3) uint8 RGB into what the network wants: (N, 3, H, W) float32 of zero mean and unit variance.
+
+    The memory layout stays as it came, which is PyTorch's channels-last.
+    """
+    mean, std = (torch.tensor(values, device=images.device) for values in (MEAN, STD))
+    return images.float().sub_(255 * mean).div_(255 * std).permute(0, 3, 1, 2)
+
+
+def colourise(train_ids: np.ndarray) -> np.ndarray:
+    """Returns the (H, W, 3) RGB picture of an (H, W) map of train ids in the Cityscapes colours."""
+    return PALETTE[train_ids]
