@@ -1,0 +1,299 @@
+"""The reported number: class and category IoU by the official Cityscapes rules, and the prediction PNGs.
+
+python evaluate.py --model_weight 1024_2048_model.pth --split val --json scores.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from dataset import (
+    CATEGORIES,
+    CLASSES,
+    IGNORE_INDEX,
+    LABELS,
+    NUM_CLASSES,
+    SPLITS,
+    TRAIN_ID_TO_ID,
+    DataError,
+    FrameSet,
+    Sample,
+    check_samples,
+    colourise,
+    default_data_path,
+    find_samples,
+    loader_worker,
+)
+from deploy import Predictor, load_model
+from utils import UserError, choose_device, run_cli, writable_folder, write_file
+
+# images (1, H, W, 3) uint8 and targets (1, H, W) uint8 to train ids (1, H, W) and the summed loss
+Predict = Callable[[Tensor, Tensor], tuple[Tensor, float]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a confusion matrix says, by the rules of csEvalPixelLevelSemanticLabeling. IoUs are fractions.
+
+    A class that is neither in the ground truth nor predicted is NaN and in no mean; one that is predicted but not in
+    the ground truth has an IoU of 0, and counts.
+
+    Attributes:
+        confusion: (K, K) int64 pixel counts; rows are ground truth, columns predictions; ignored pixels are absent.
+        loss: mean cross-entropy over the pixels that count, NaN if it was not computed.
+    """
+
+    confusion: np.ndarray
+    loss: float = math.nan
+
+    @property
+    def class_iou(self) -> np.ndarray:
+        """(K,) IoU of each class: TP / (TP + FP + FN) over the whole set."""
+        true_positive = np.diagonal(self.confusion)
+        return _ratio(true_positive, self.confusion.sum(0) + self.confusion.sum(1) - true_positive)
+
+    @property
+    def category_iou(self) -> np.ndarray:
+        """IoU of each of CATEGORIES; a confusion inside a category is no mistake. NaN for void."""
+        member = np.array([[label.category == category for label in CLASSES] for category in CATEGORIES], np.int64)
+        grouped = member @ self.confusion @ member.T
+        true_positive = np.diagonal(grouped)
+        return _ratio(true_positive, grouped.sum(0) + grouped.sum(1) - true_positive)
+
+    @property
+    def class_miou(self) -> float:
+        """Mean class IoU, the official average."""
+        return _mean(self.class_iou)
+
+    @property
+    def category_miou(self) -> float:
+        """Mean category IoU, the official average."""
+        return _mean(self.category_iou)
+
+    @property
+    def class_miou_present(self) -> float:
+        """Mean IoU over the classes that the ground truth has: the number to compare on data without all classes."""
+        return _mean(self.class_iou[self.confusion.sum(1) > 0])
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of the pixels that count whose class is right."""
+        return float(_ratio(np.trace(self.confusion), self.confusion.sum()))
+
+    def as_json(self) -> dict:
+        """Returns the scores under the official script's key names, plus two of ours; what is absent is None."""
+        by_train_id = {label.name: iou for label, iou in zip(CLASSES, self.class_iou, strict=True)}
+        scores = {
+            "classScores": {label.name: by_train_id.get(label.name, math.nan) for label in LABELS},
+            "categoryScores": dict(zip(CATEGORIES, self.category_iou, strict=True)),
+            "averageScoreClasses": self.class_miou,
+            "averageScoreCategories": self.category_miou,
+            "averageScoreClassesPresent": self.class_miou_present,
+            "pixel_accuracy": self.pixel_accuracy,
+        }
+        return _without_nan(scores)
+
+    def table(self) -> str:
+        """Returns the per-class and per-category table with averages, in percent."""
+        counts = self.confusion.sum(1) / max(1, self.confusion.sum())
+        lines = [f"{'class':<15}{'IoU %':>8}{'pixels %':>11}"]
+        lines += [
+            f"{label.name:<15}{_percent(iou):>8}{100 * share:>11.2f}"
+            for label, iou, share in zip(CLASSES, self.class_iou, counts, strict=True)
+        ]
+        lines += ["", f"{'category':<15}{'IoU %':>8}"]
+        lines += [
+            f"{category:<15}{_percent(iou):>8}"
+            for category, iou in zip(CATEGORIES, self.category_iou, strict=True)
+            if category != "void"
+        ]
+        present = int((self.confusion.sum(1) > 0).sum())
+        lines += [
+            "",
+            f"class mIoU            {_percent(self.class_miou):>6} %",
+            f"class mIoU, present   {_percent(self.class_miou_present):>6} %  ({present} classes in the ground truth)",
+            f"category mIoU         {_percent(self.category_miou):>6} %",
+            f"pixel accuracy        {_percent(self.pixel_accuracy):>6} %",
+        ]
+        return "\n".join(lines)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.asarray(part, np.float64) / whole  # 0 / 0 is NaN
+
+
+def _mean(values: np.ndarray) -> float:
+    valid = values[~np.isnan(values)]
+    return float(valid.mean()) if valid.size else math.nan
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return None if math.isnan(value) else float(value)
+
+
+class PredictionWriter:
+    """Writes predictions as the official script wants them: one PNG of label ids per frame, at the frame's size.
+
+    Args:
+        folder: the results root; made where it is missing.
+        samples: the frames that will be written.
+        color_folder: where to write colour pictures too; their names never match a frame's, so that the official
+            script cannot take one for a prediction.
+
+    Raises:
+        UserError: a folder cannot be written, or the results root already holds another prediction of a frame, which
+            would end the official script.
+    """
+
+    def __init__(self, folder: str | Path, samples: Sequence[Sample], color_folder: str | Path | None = None):
+        self.folder = writable_folder(folder)
+        self.color_folder = writable_folder(color_folder) if color_folder else None
+        names = {sample.name for sample in samples}
+        for found in sorted(self.folder.rglob("*.png")):
+            frame = "_".join(found.stem.split("_")[:3])
+            if frame in names and found != self.path(frame):
+                raise UserError(
+                    f"{found} is a second prediction of {frame}, and the official script stops at two; "
+                    f"remove it or write to another folder than {self.folder}"
+                )
+
+    def path(self, name: str) -> Path:
+        """The file of a frame's prediction."""
+        return self.folder / f"{name}_pred_labelIds.png"
+
+    def write(self, name: str, train_ids: np.ndarray) -> None:
+        """Writes one prediction, (H, W) uint8 train ids, over an earlier one."""
+        write_file(self.path(name), encode_png(TRAIN_ID_TO_ID[train_ids]))
+        if self.color_folder:
+            picture = cv2.cvtColor(colourise(train_ids), cv2.COLOR_RGB2BGR)
+            write_file(self.color_folder / f"color_{name}.png", encode_png(picture))
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """Returns the PNG file of an (H, W) or (H, W, 3) BGR uint8 array."""
+    return cv2.imencode(".png", picture)[1].tobytes()
+
+
+def torch_predict(predictor: Predictor) -> Predict:
+    """Returns what `evaluate` calls for each frame: it gives train ids and the cross-entropy summed over pixels."""
+
+    @torch.inference_mode()
+    def predict(images: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        logits = predictor.logits(images)
+        targets = targets.to(logits.device).long()
+        loss = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        return logits.argmax(1), float(loss)
+
+    return predict
+
+
+@torch.inference_mode()
+def evaluate(
+    predict: Predict, samples: Sequence[Sample], workers: int = 0, writer: PredictionWriter | None = None
+) -> Scores:
+    """Predicts every frame at its full size and scores the predictions: the one path to every reported number.
+
+    Args:
+        predict: see torch_predict.
+        samples: the frames; those without labels are predicted only.
+        workers: loader processes.
+        writer: where the predictions go, if anywhere.
+
+    Raises:
+        DataError: a file is damaged. UserError: a prediction cannot be written.
+    """
+    loader = DataLoader(FrameSet(samples), num_workers=workers, worker_init_fn=loader_worker)
+    confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
+    loss_sum = 0.0
+    for images, targets, index in tqdm(loader, desc="evaluate", leave=False, disable=None):
+        labels, loss = predict(images, targets)
+        loss_sum += loss
+        confusion += confusion_matrix(targets.to(labels.device), labels).cpu()
+        if writer:
+            writer.write(samples[int(index)].name, labels[0].to(torch.uint8).cpu().numpy())
+    pixels = int(confusion.sum())
+    return Scores(confusion.numpy(), loss_sum / pixels if pixels else math.nan)
+
+
+def confusion_matrix(targets: Tensor, predictions: Tensor) -> Tensor:
+    """Counts pixels: (K, K) int64, rows ground truth, columns predictions, both tensors of train ids of one shape."""
+    valid = targets != IGNORE_INDEX
+    pairs = targets[valid].long() * NUM_CLASSES + predictions[valid].long()
+    return torch.bincount(pairs, minlength=NUM_CLASSES**2).view(NUM_CLASSES, NUM_CLASSES)
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description="Score a checkpoint by the official Cityscapes rules.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data_path", default=default_data_path(), help="data set in Cityscapes layout")
+    parser.add_argument("--model_weight", default="1024_2048_model.pth", help="weights that train.py wrote")
+    parser.add_argument(
+        "--split", default="val", choices=SPLITS, help="test is only predicted: it has no public labels"
+    )
+    parser.add_argument("--save_dir", help="write label-id PNGs here (test: $CITYSCAPES_RESULTS, else ./results)")
+    parser.add_argument("--color_dir", help="write colour PNGs here")
+    parser.add_argument("--json", metavar="FILE", help="write the scores here")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="loader processes")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Scores a checkpoint on a split, or predicts the test split."""
+    args = parse_args()
+    predict_only = args.split == "test"
+    if predict_only and args.json:
+        raise UserError("--json was given for the test split, which has no public labels to score; use --split val")
+    samples = find_samples(args.data_path, args.split)
+    check_samples(samples)
+    model, metadata = load_model(args.model_weight)
+    predictor = Predictor(model, choose_device(args.device))
+    save_dir = args.save_dir
+    if save_dir is None and predict_only:
+        save_dir = os.environ.get("CITYSCAPES_RESULTS", "results")
+    if args.color_dir and save_dir is None:
+        raise UserError("--color_dir was given without --save_dir; give both")
+    writer = PredictionWriter(save_dir, samples, args.color_dir) if save_dir else None
+    if args.json:
+        writable_folder(Path(args.json).absolute().parent)
+
+    epoch = f", epoch {metadata['epoch']}" if "epoch" in metadata else ""
+    print(f"{args.model_weight}{epoch} on {args.data_path}, {args.split}: {len(samples)} frames, {predictor.device}")
+    scores = evaluate(torch_predict(predictor), samples, args.workers, writer)
+    if writer:
+        print(f"predictions: {writer.folder}")
+    if predict_only:
+        print("the test split is predicted only: its labels are not public")
+        return 0
+    print(scores.table())
+    if args.json:
+        write_file(args.json, json.dumps(scores.as_json(), indent=2).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main, DataError)
