@@ -1,0 +1,47 @@
+# `make demo` and `make test` are all that a newcomer needs; both make .venv first.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+RUN    := runs/demo
+DATA   := $(RUN)/data
+HEIGHT := 192
+WIDTH  := 384
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.installed
+	$(PY) synthetic.py --output $(DATA) --height $(HEIGHT) --width $(WIDTH) --train 200 --val 40 --test 4 --seed 0
+	env -u CITYSCAPES_RESULTS $(PY) train.py --data_path $(DATA) --crop_h $(HEIGHT) --crop_w $(WIDTH) --batch_size 8 \
+	    --epochs 16 --save_step 4 --output_dir $(RUN)
+	$(PY) viewer.py --data_path $(DATA) --model_weight $(RUN)/$(HEIGHT)_$(WIDTH)_model.pth \
+	    --input_pic val/samplestadt/samplestadt_000000_000000_leftImg8bit.png --output $(RUN)/result.png
+	CITYSCAPES_DATASET=$(DATA) CITYSCAPES_RESULTS=$(RUN)/results CITYSCAPES_EXPORT_DIR=$(RUN) \
+	    $(VENV)/bin/csEvalPixelLevelSemanticLabeling > $(RUN)/official.txt
+	@grep "Score Average" $(RUN)/official.txt | sed '1s/^/official class    /;2s/^/official category /;s/ :/:/'
+	@echo "data $(DATA)  weights $(RUN)/$(HEIGHT)_$(WIDTH)_model.pth  statistics $(RUN)/$(HEIGHT)_$(WIDTH)_statistics.csv"
+	@echo "official evaluation $(RUN)/official.txt  picture $(RUN)/result.png"
+
+test: $(VENV)/.installed-dev
+	$(PY) -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
