@@ -266,7 +266,9 @@ def scale_and_crop(
     """Scales a frame, pads it where it is then smaller than the crop, cuts the crop out and may mirror it.
 
     Only the pixels of the crop are computed. The image is within one grey level of cv2.resize of the whole
-    (INTER_LINEAR), the label equals it (INTER_NEAREST_EXACT: plain INTER_NEAREST would shift it by up to half a pixel).
+    (INTER_LINEAR), the label equals it (INTER_NEAREST_EXACT,
+    which takes either side where a centre falls on the edge between two pixels; plain INTER_NEAREST would shift the
+    label by up to half a pixel).
 
     Args:
         image: (H, W, 3) uint8.
@@ -299,17 +301,18 @@ def scale_and_crop(
         out_image[:height, :width] = cv2.warpAffine(
             image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
         )
-    rows = _nearest(y, height, step_y, label.shape[0])
-    columns = _nearest(x, width, step_x, label.shape[1])
+    rows = _nearest(y, height, label.shape[0], sizes[0])
+    columns = _nearest(x, width, label.shape[1], sizes[1])
     out_label[:height, :width] = label[rows][:, columns]
     if flip:
         out_image, out_label = cv2.flip(out_image, 1), cv2.flip(out_label, 1)
     return out_image, out_label
 
 
-def _nearest(start: int, count: int, step: float, length: int) -> np.ndarray:
-    """The source pixel whose centre is nearest, for `count` output pixels from `start` on."""
-    return np.minimum(((np.arange(start, start + count) + 0.5) * step).astype(np.int64), length - 1)
+def _nearest(start: int, count: int, length: int, scaled: int) -> np.ndarray:
+    """The source pixel of `count` output pixels from `start` on, where `length` pixels are scaled to `scaled`."""
+    # floor((i + 0.5) * length / scaled) in whole numbers, so that no rounding error moves a pixel.
+    return (2 * np.arange(start, start + count) + 1) * length // (2 * scaled)
 
 
 class TrainSet(Dataset):

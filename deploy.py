@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,18 @@ def check_state(path: str | Path, found: dict, expected: dict[str, Tensor]) -> N
         )
 
 
+def check_size(size: Sequence[int], name: object = "the picture") -> None:
+    """Refuses a picture, given as (height, width), that is smaller than the network can take.
+
+    Raises:
+        UserError: names it.
+    """
+    if min(size) < MIN_SIZE:
+        raise UserError(
+            f"{name} is {size[0]}x{size[1]} (height x width), expected at least {MIN_SIZE}x{MIN_SIZE}: enlarge it"
+        )
+
+
 class Predictor:
     """Turns pictures into train ids: (H, W, 3) RGB uint8 in, (H, W) uint8 out.
 
@@ -86,9 +99,7 @@ class Predictor:
         Raises:
             UserError: they are smaller than the network can take.
         """
-        height, width = images.shape[1:3]
-        if min(height, width) < MIN_SIZE:
-            raise UserError(f"the picture is {height}x{width} (height x width), expected at least 32x32: enlarge it")
+        check_size(images.shape[1:3])
         return self.model(normalise(images.to(self.device, non_blocking=True)))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:

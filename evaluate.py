@@ -38,7 +38,7 @@ from dataset import (
     find_samples,
     loader_worker,
 )
-from deploy import Predictor, load_model
+from deploy import Predictor, check_size, load_model
 from utils import UserError, choose_device, run_cli, writable_folder, write_file
 
 # images (1, H, W, 3) uint8 and targets (1, H, W) uint8 to train ids (1, H, W) and the summed loss
@@ -227,6 +227,7 @@ def evaluate(
     confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
     loss_sum = 0.0
     for images, targets, index in tqdm(loader, desc="evaluate", leave=False, disable=None):
+        check_size(images.shape[1:3], samples[int(index)].image)
         labels, loss = predict(images, targets)
         loss_sum += loss
         confusion += confusion_matrix(targets.to(labels.device), labels).cpu()

@@ -22,6 +22,7 @@ Tags: `Paper:` a number from the paper, `Differs:` a departure from it (the READ
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +177,9 @@ class PyramidPooling(nn.Module):
     def pool(x: Tensor, bins: int) -> Tensor:
         """Returns the (N, C, bins, bins) means that adaptive_avg_pool2d defines."""
         # In bf16 the rows of the matrices no longer sum to one (up to 0.2 % off): at least single precision here.
-        with torch.autocast(x.device.type, enabled=False):
+        # The meta device, on which shapes and operations are counted, has no autocast to switch off.
+        kind = x.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             precise = x.to(torch.promote_types(x.dtype, torch.float32))
             rows = pooling_matrix(x.shape[-2], bins, precise)
             columns = pooling_matrix(x.shape[-1], bins, precise)

@@ -149,10 +149,11 @@ def load_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise UserError(f"no weight file at {path}; train first (train.py writes one) or name another file")
     try:
+        with open(path, "rb") as file:
+            if file.read(2) not in (b"PK", b"\x80\x02"):  # what torch.save writes: a zip file, formerly a pickle
+                raise UserError(f"{path} is empty, damaged or no PyTorch file; get it again")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower() and "unsupported" not in str(error).lower():
-            raise UserError(f"{path} is damaged or no PyTorch file; copy or download it again") from None
+    except pickle.UnpicklingError:
         raise UserError(
             f"{path} holds Python objects besides tensors and plain values, which could execute code: not loaded; "
             "save its state_dict() alone, from a source that you trust"

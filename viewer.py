@@ -23,7 +23,7 @@ from dataset import (
     read_image,
     read_pair,
 )
-from deploy import Predictor, load_model
+from deploy import Predictor, check_size, load_model
 from evaluate import encode_png
 from utils import UserError, choose_device, run_cli, writable_folder, write_file
 
@@ -149,6 +149,7 @@ def main() -> int:
         image, label = read_image(sample.image), None
     else:
         image, label = read_pair(sample)
+    check_size(image.shape[:2], sample.image)
     model, _ = load_model(args.model_weight)
     prediction = Predictor(model, choose_device(args.device))(image)
     picture = cv2.cvtColor(draw_result(image, label, prediction, args.overlay), cv2.COLOR_RGB2BGR)
