@@ -7,6 +7,7 @@ Sizes are (height, width).
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -123,35 +124,34 @@ def find_samples(data_path: str | Path, split: str) -> list[Sample]:
     Raises:
         DataError: a folder is missing or empty, or an image and a label have no partner.
     """
-    root, splits = Path(data_path), " ".join(SPLITS)
-    if split not in SPLITS:
-        raise DataError(f"unknown split {split!r}; expected one of {splits}")
+    root = Path(data_path)
     if not root.is_dir():
         raise DataError(f"no data set at {root}; give --data_path or set CITYSCAPES_DATASET")
     folder = root / "leftImg8bit" / split
     if not folder.is_dir():
         raise DataError(f"{root} has no leftImg8bit/{split}; expected leftImg8bit/{split}/<city>/*{IMAGE_SUFFIX}")
-    images = {path.name.removesuffix(IMAGE_SUFFIX): path for path in sorted(folder.glob(f"*/*{IMAGE_SUFFIX}"))}
+    images = _by_name(folder, IMAGE_SUFFIX)
     if not images:
         raise DataError(f"{folder} holds no picture; expected <city>/*{IMAGE_SUFFIX}")
     if split == "test":
-        return [Sample(name, path, None) for name, path in sorted(images.items())]
+        return [Sample(name, path, None) for name, path in images.items()]
 
     labels = root / "gtFine" / split
-    ids = {path.name.removesuffix("_gtFine_labelIds.png"): path for path in labels.glob("*/*_gtFine_labelIds.png")}
-    train_ids = {
-        path.name.removesuffix("_gtFine_labelTrainIds.png"): path
-        for path in labels.glob("*/*_gtFine_labelTrainIds.png")
-    }
-    for name in sorted(images):
-        if name not in ids and name not in train_ids:
-            raise DataError(f"no label for {images[name]}; expected {labels}/<city>/{name}_gtFine_labelIds.png")
-    for name, path in sorted({**train_ids, **ids}.items()):
+    ids, train_ids = _by_name(labels, "_gtFine_labelIds.png"), _by_name(labels, "_gtFine_labelTrainIds.png")
+    either = {**train_ids, **ids}
+    for name, path in images.items():
+        if name not in either:
+            raise DataError(f"no label for {path}; expected {labels}/<city>/{name}_gtFine_labelIds.png")
+    for name, path in either.items():
         if name not in images:
             raise DataError(f"no picture for the label {path}; expected {folder}/<city>/{name}{IMAGE_SUFFIX}")
-    return [
-        Sample(name, path, ids.get(name, train_ids.get(name)), name not in ids) for name, path in sorted(images.items())
-    ]
+    return [Sample(name, path, either[name], name not in ids) for name, path in images.items()]
+
+
+def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
+    """The files <city>/<name><suffix> below a folder by their name, sorted."""
+    found = {path.name.removesuffix(suffix): path for path in folder.glob(f"*/*{suffix}")}
+    return dict(sorted(found.items()))
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -192,16 +192,13 @@ def _decode(path: str | Path, flags: int, what: str) -> np.ndarray:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise DataError(f"cannot read the {what} {path} ({error.strerror})") from None
-    if not data.size:
-        raise DataError(f"the {what} {path} is an empty file (0 bytes); get it again")
-    raw = data.tobytes()
+    head, tail = data[:4].tobytes(), data[-65536:].tobytes()
     # A decoder may fill the missing part of a truncated file and go on: ask for the end marker first.
-    truncated = (raw.startswith(b"\x89PNG") and b"IEND" not in raw) or (
-        raw.startswith(b"\xff\xd8") and b"\xff\xd9" not in raw[-65536:]
-    )
-    decoded = None if truncated else cv2.imdecode(data, flags)
+    end = b"IEND" if head == b"\x89PNG" else b"\xff\xd9" if head.startswith(b"\xff\xd8") else b""
+    decoded = cv2.imdecode(data, flags) if data.size and end in tail else None
     if decoded is None:
-        raise DataError(f"the {what} {path} is {'truncated' if truncated else 'damaged or no picture'}; get it again")
+        state = "an empty file" if not data.size else "damaged or no picture" if end in tail else "truncated"
+        raise DataError(f"the {what} {path} is {state}; get it again")
     return decoded
 
 
@@ -250,14 +247,11 @@ def _png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
             tail = file.read()
     except OSError as error:
         raise DataError(f"cannot read the {what} {path} ({error.strerror})") from None
-    if not head:
-        raise DataError(f"the {what} {path} is an empty file (0 bytes); get it again")
-    if not head.startswith(b"\x89PNG"):
+    if head and not head.startswith(b"\x89PNG"):
         return None
     if len(head) < 26 or b"IEND" not in tail:
-        raise DataError(f"the {what} {path} is truncated; get it again")
-    width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-    return height, width, head[24], head[25]
+        raise DataError(f"the {what} {path} is empty or truncated; get it again")
+    return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big"), head[24], head[25]
 
 
 def scale_and_crop(
@@ -265,16 +259,14 @@ def scale_and_crop(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scales a frame, pads it where it is then smaller than the crop, cuts the crop out and may mirror it.
 
-    Only the pixels of the crop are computed. The image is within one grey level of cv2.resize of the whole
-    (INTER_LINEAR), the label equals it (INTER_NEAREST_EXACT,
-    which takes either side where a centre falls on the edge between two pixels; plain INTER_NEAREST would shift the
-    label by up to half a pixel).
+    Only the pixels of the crop are computed. The image is within one grey level of cv2.resize of the whole with
+    INTER_LINEAR. The label is what INTER_NEAREST_EXACT gives, but where a centre falls on the edge between two pixels
+    (plain INTER_NEAREST would shift it by up to half a pixel).
 
     Args:
-        image: (H, W, 3) uint8.
-        label: (H, W) uint8.
+        image, label: (H, W, 3) and (H, W), uint8.
         scale: of both axes; the scaled size is rounded to pixels.
-        crop: height and width of the result.
+        crop: height and width of the result; what the scaled frame does not fill is MEAN_COLOUR and IGNORE_INDEX.
         at: where the crop lies in the range that it may move in, each from 0 (top, left) to below 1.
         flip: mirror left and right.
 
@@ -282,11 +274,9 @@ def scale_and_crop(
         (crop_h, crop_w, 3) uint8 and (crop_h, crop_w) uint8, both contiguous.
     """
     sizes = [max(1, round(length * scale)) for length in label.shape]
-    offsets = [
-        int(position * (max(size - length, 0) + 1)) for position, size, length in zip(at, sizes, crop, strict=True)
-    ]
+    y, x = (int(part * (max(size - length, 0) + 1)) for part, size, length in zip(at, sizes, crop, strict=True))
     # Padding goes to the bottom and the right, as in the original.
-    (y, x), (height, width) = offsets, [min(size, length) for size, length in zip(sizes, crop, strict=True)]
+    height, width = (min(size, length) for size, length in zip(sizes, crop, strict=True))
     step_y, step_x = label.shape[0] / sizes[0], label.shape[1] / sizes[1]
 
     out_image = np.full((*crop, 3), MEAN_COLOUR, np.uint8)
@@ -295,12 +285,10 @@ def scale_and_crop(
         out_image[:height, :width] = image[y : y + height, x : x + width]
     else:
         # The centre of output pixel i lies at (i + 0.5) * step - 0.5 in the source. From OpenCV 5 on warpAffine
-        # interpolates exactly; before, it rounded the weights to 1/32, up to four grey levels off.
+        # interpolates at that very place; before, it rounded to 1/32 of a pixel.
         matrix = np.array([[step_x, 0, (x + 0.5) * step_x - 0.5], [0, step_y, (y + 0.5) * step_y - 0.5]])
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        out_image[:height, :width] = cv2.warpAffine(
-            image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
-        )
+        how = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderMode": cv2.BORDER_REPLICATE}
+        out_image[:height, :width] = cv2.warpAffine(image, matrix, (width, height), **how)
     rows = _nearest(y, height, label.shape[0], sizes[0])
     columns = _nearest(x, width, label.shape[1], sizes[1])
     out_label[:height, :width] = label[rows][:, columns]
@@ -316,13 +304,7 @@ def _nearest(start: int, count: int, length: int, scaled: int) -> np.ndarray:
 
 
 class TrainSet(Dataset):
-    """Random crops of a split for training; a sample depends on (seed, epoch, index) alone.
-
-    Args:
-        samples: as find_samples returns them.
-        crop: height and width in pixels.
-        seed: of the whole run.
-        scales: one of them is drawn for each sample.
+    """Random crops for training; a sample depends on (seed, epoch, index) alone. For each, one of `scales` is drawn.
 
     Items are asked for by (epoch, index): see EpochSampler. They are (crop_h, crop_w, 3) uint8 RGB and
     (crop_h, crop_w) uint8 train ids.
@@ -386,8 +368,6 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 def loader_worker(worker_id: int) -> None:
     """Sets up a loader worker: one thread each, and Ctrl-C is the main process's to handle."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
@@ -399,8 +379,3 @@ def normalise(images: Tensor) -> Tensor:
     """
     mean, std = (torch.tensor(values, device=images.device) for values in (MEAN, STD))
     return images.float().sub_(255 * mean).div_(255 * std).permute(0, 3, 1, 2)
-
-
-def colourise(train_ids: np.ndarray) -> np.ndarray:
-    """Returns the (H, W, 3) RGB picture of an (H, W) map of train ids in the Cityscapes colours."""
-    return PALETTE[train_ids]

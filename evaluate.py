@@ -27,13 +27,13 @@ from dataset import (
     IGNORE_INDEX,
     LABELS,
     NUM_CLASSES,
+    PALETTE,
     SPLITS,
     TRAIN_ID_TO_ID,
     DataError,
     FrameSet,
     Sample,
     check_samples,
-    colourise,
     default_data_path,
     find_samples,
     loader_worker,
@@ -186,7 +186,7 @@ class PredictionWriter:
         """Writes one prediction, (H, W) uint8 train ids, over an earlier one."""
         write_file(self.path(name), encode_png(TRAIN_ID_TO_ID[train_ids]))
         if self.color_folder:
-            picture = cv2.cvtColor(colourise(train_ids), cv2.COLOR_RGB2BGR)
+            picture = cv2.cvtColor(PALETTE[train_ids], cv2.COLOR_RGB2BGR)
             write_file(self.color_folder / f"color_{name}.png", encode_png(picture))
 
 

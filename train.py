@@ -178,8 +178,8 @@ class Run:
             if len(losses) % 50 == 0:  # asking after every step would make a GPU wait
                 self._check_finite(losses, epoch)
         self._check_finite(losses, epoch)
-        counts = torch.stack(pixels).double().cpu()
-        mean = float((torch.stack(losses).double().cpu() * counts).sum() / counts.sum().clamp(min=1))
+        counts = torch.stack(pixels).cpu().double()  # in this order: MPS has no double precision
+        mean = float((torch.stack(losses).cpu().double() * counts).sum() / counts.sum().clamp(min=1))
         return mean, crops / (time.perf_counter() - start)
 
     def _check_finite(self, losses: list[Tensor], epoch: int) -> None:

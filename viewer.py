@@ -16,9 +16,9 @@ from dataset import (
     CLASSES,
     IMAGE_SUFFIX,
     NUM_CLASSES,
+    PALETTE,
     DataError,
     Sample,
-    colourise,
     default_data_path,
     read_image,
     read_pair,
@@ -89,7 +89,7 @@ def draw_result(image: np.ndarray, label: np.ndarray | None, prediction: np.ndar
     if overlay:
         panels = [blend(image, prediction)]
     else:
-        panels = [image, *([colourise(label)] if label is not None else []), colourise(prediction)]
+        panels = [image, *([PALETTE[label]] if label is not None else []), PALETTE[prediction]]
     picture = np.hstack(panels)
     maps = [prediction] if label is None or overlay else [prediction, label]
     present = np.unique(np.concatenate([np.unique(part) for part in maps]))
@@ -98,7 +98,7 @@ def draw_result(image: np.ndarray, label: np.ndarray | None, prediction: np.ndar
 
 def blend(image: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """Returns the picture with the class colours laid over it, all (H, W, 3) uint8 RGB."""
-    return cv2.addWeighted(image, 1 - OPACITY, colourise(prediction), OPACITY, 0)
+    return cv2.addWeighted(image, 1 - OPACITY, PALETTE[prediction], OPACITY, 0)
 
 
 def draw_legend(train_ids: list[int], width: int) -> np.ndarray:

@@ -6,6 +6,7 @@ python docs/draw_network.py
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -31,9 +32,9 @@ BLOCKS = (
     ("learning_to_downsample.conv", "Conv 3x3\nstride 2", 1, 1),
     ("learning_to_downsample.dsconv1", "DSConv\nstride 2", 2, 1),
     ("learning_to_downsample.dsconv2", "DSConv\nstride 2", 3, 1),
-    ("global_feature_extractor.bottleneck1", "bottleneck x3\nstride 2", 4, 0),
-    ("global_feature_extractor.bottleneck2", "bottleneck x3\nstride 2", 5, 0),
-    ("global_feature_extractor.bottleneck3", "bottleneck x3", 6, 0),
+    ("global_feature_extractor.bottleneck1", "bottleneck\n3 times\nstride 2", 4, 0),
+    ("global_feature_extractor.bottleneck2", "bottleneck\n3 times\nstride 2", 5, 0),
+    ("global_feature_extractor.bottleneck3", "bottleneck\n3 times", 6, 0),
     ("global_feature_extractor.pyramid_pooling", "pyramid\npooling", 7, 0),
     ("feature_fusion", "upsample,\nadd", 8, 1),
     ("classifier.dsconv1", "DSConv", 9, 1),
@@ -86,7 +87,7 @@ def main() -> None:
     places["output"] = (12 * STEP_X, STEP_Y)
 
     chain = ["input", *(name for name, *_ in BLOCKS), "output"]
-    for first, second in zip(chain, chain[1:], strict=False):
+    for first, second in pairwise(chain):
         (x0, y0), (x1, y1) = places[first], places[second]
         if y0 == y1:
             arrow((x0 + WIDTH / 2, y0), (x1 - WIDTH / 2, y1))

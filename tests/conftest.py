@@ -1,0 +1,92 @@
+"""What several test files need: a small data set made by hand, a synthetic one, and a way to run a script."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Before torch is imported, here and in every script: with nets this small a second thread only waits.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dataset import LABELS
+from model import FastSCNN
+from utils import save_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_script(script: str, *arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script of the project in another folder, as a user would; CITYSCAPES_* come from `variables` alone."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CITYSCAPES_")}
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env={**environment, **variables}, capture_output=True, text=True, timeout=300
+    )
+
+
+def assert_user_error(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """One clear line on stderr with these words, exit status 2, no traceback."""
+    assert result.returncode == 2, (result.returncode, result.stdout, result.stderr)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    for word in words:
+        assert str(word) in lines[0], lines[0]
+
+
+def write_frame(
+    root: Path, split: str, name: str, image: np.ndarray, label: np.ndarray | None, kind: str = "labelIds"
+) -> tuple[Path, Path]:
+    """Writes one frame, RGB picture and label file, in Cityscapes layout."""
+    city = name.split("_")[0]
+    image_path = root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png"
+    label_path = root / "gtFine" / split / city / f"{name}_gtFine_{kind}.png"
+    for path in (image_path, label_path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(image_path), image[..., ::-1])
+    if label is not None:
+        cv2.imwrite(str(label_path), label)
+    return image_path, label_path
+
+
+def random_frame(rng: np.random.Generator, height: int = 64, width: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of noise and blocks of label ids."""
+    ids = np.array([label.id for label in LABELS], np.uint8)
+    blocks = ids[rng.integers(len(ids), size=(height // 16 + 1, width // 16 + 1))]
+    label = np.kron(blocks, np.ones((16, 16), np.uint8))[:height, :width]
+    return rng.integers(0, 256, (height, width, 3), np.uint8), np.ascontiguousarray(label)
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """A data set of noise, made by hand: three training, two validation and one test frame of 64x96."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "frames"
+    for split, count in (("train", 3), ("val", 2), ("test", 1)):
+        for index in range(count):
+            name = f"{split}stadt_000000_{index:06d}"
+            image, label = random_frame(rng)
+            write_frame(root, split, name, image, label)
+            # The official script wants instance ids beside the label ids.
+            instances = root / "gtFine" / split / f"{split}stadt" / f"{name}_gtFine_instanceIds.png"
+            cv2.imwrite(str(instances), label.astype(np.uint16))
+    return root
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weight file of an untrained network whose predictions have several classes."""
+    torch.manual_seed(0)
+    model = FastSCNN()
+    with torch.no_grad():  # BN statistics of noise: an untrained network in eval mode predicts one class otherwise
+        for _ in range(3):
+            model(torch.randn(4, 3, 64, 96))
+    path = tmp_path_factory.mktemp("weights") / "64_96_model.pth"
+    save_checkpoint(path, {"model": model.state_dict(), "metadata": {"align_corners": False, "epoch": 3}})
+    return path

@@ -1,0 +1,295 @@
+"""Labels, files and augmentation."""
+
+from __future__ import annotations
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from cityscapesscripts.helpers import labels as official
+from conftest import assert_user_error, random_frame, run_script, write_frame
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+import dataset
+from dataset import DataError, EpochSampler, TrainSet, check_samples, find_samples, read_image, read_label, read_pair
+
+
+def test_label_table_is_the_official_one() -> None:
+    """A wrong id, colour or category gives wrong scores without an error."""
+    ours = [(row.name, row.id, row.train_id, row.category, row.color) for row in dataset.LABELS]
+    theirs = [(row.name, row.id, row.trainId, row.category, row.color) for row in official.labels if row.id >= 0]
+    assert ours == theirs
+    assert [row.name for row in dataset.CLASSES] == [official.trainId2label[i].name for i in range(19)]
+    ignored = {row.id for row in official.labels if row.ignoreInEval and row.id >= 0}
+    assert {row.id for row in dataset.LABELS if row.train_id == dataset.IGNORE_INDEX} == ignored
+    assert list(dataset.CATEGORIES) == list(official.category2labels)
+
+
+@given(st.lists(st.sampled_from([row.id for row in dataset.LABELS]), min_size=1, max_size=50))
+def test_tables_invert_each_other(ids: list[int]) -> None:
+    """Ids remapped in place depend on the order of the table: 7 becomes 0 becomes something else."""
+    train_ids = dataset.ID_TO_TRAIN_ID[ids]
+    back = dataset.TRAIN_ID_TO_ID[train_ids]
+    for label_id, train_id, again in zip(ids, train_ids, back, strict=True):
+        assert train_id == official.id2label[label_id].trainId
+        assert again == (label_id if train_id != 255 else 0)
+
+
+def test_every_value_outside_the_table_is_invalid() -> None:
+    """A label value that the table lacks must not pass as some class."""
+    known = {row.id for row in dataset.LABELS}
+    assert {i for i in range(256) if dataset.ID_TO_TRAIN_ID[i] == 254} == set(range(256)) - known
+
+
+def test_frames_are_paired_by_name_and_sorted(frames) -> None:
+    """Pairing by position breaks with one foreign file; glob order differs between file systems."""
+    (frames / "leftImg8bit" / "train" / "trainstadt" / "notes.txt").write_text("x")
+    samples = find_samples(frames, "train")
+    assert [sample.name for sample in samples] == [f"trainstadt_000000_{i:06d}" for i in range(3)]
+    assert all(sample.name in sample.label.name and sample.name in sample.image.name for sample in samples)
+
+
+def test_label_ids_win_over_train_ids(tmp_path) -> None:
+    """On real Cityscapes the two files differ at 0.3-0.6 % of the pixels: reading the wrong one changes scores."""
+    image, ids = random_frame(np.random.default_rng(1))
+    train_ids = dataset.ID_TO_TRAIN_ID[ids]
+    train_ids[:8] = 3
+    write_frame(tmp_path, "train", "a_000000_000000", image, ids)
+    write_frame(tmp_path, "train", "a_000000_000000", image, train_ids, kind="labelTrainIds")
+    write_frame(tmp_path, "train", "a_000000_000001", image, train_ids, kind="labelTrainIds")
+    first, second = find_samples(tmp_path, "train")
+    assert (first.label_is_train_ids, second.label_is_train_ids) == (False, True)
+    np.testing.assert_array_equal(read_pair(first)[1], dataset.ID_TO_TRAIN_ID[ids])
+    np.testing.assert_array_equal(read_pair(second)[1], train_ids)
+
+
+def test_dummy_labels_of_the_test_split_are_not_read(frames) -> None:
+    """Cityscapes ships test labels without content: scored, they would look like a result."""
+    label = next((frames / "gtFine" / "test").rglob("*labelIds.png"))
+    label.write_bytes(b"")
+    (sample,) = find_samples(frames, "test")
+    assert sample.label is None and (read_pair(sample)[1] == 255).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(32, 120), st.integers(32, 120),
+    st.one_of(st.sampled_from(dataset.SCALES), st.floats(0.5, 2.0)),
+    st.tuples(st.integers(32, 130), st.integers(32, 130)),
+    st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)), st.booleans(),
+)  # fmt: skip
+def test_crop_equals_resizing_the_whole(seed, height, width, scale, crop, at, flip) -> None:
+    """Resizing only the crop's pixels must not shift or blur them, and image and label must stay aligned."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    label = rng.integers(0, 19, (height, width), np.uint8)
+    got_image, got_label = dataset.scale_and_crop(image, label, scale, crop, at, flip)
+
+    size = (round(width * scale), round(height * scale))
+    whole = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    whole_label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    pad = [max(0, c - s) for c, s in zip(crop, size[::-1], strict=True)]
+    whole = np.pad(whole, ((0, pad[0]), (0, pad[1]), (0, 0)))
+    whole[size[1] :] = whole[:, size[0] :] = dataset.MEAN_COLOUR
+    whole_label = np.pad(whole_label, ((0, pad[0]), (0, pad[1])), constant_values=255)
+    y, x = (int(p * (s - c + 1)) for p, s, c in zip(at, whole_label.shape, crop, strict=True))
+    window = slice(y, y + crop[0]), slice(x, x + crop[1])
+    step = -1 if flip else 1
+    assert np.abs(whole[window][:, ::step].astype(int) - got_image).max() <= 1
+    # Where a centre falls on the edge between two source pixels, either is nearest.
+    ties = [
+        ((2 * np.arange(start, start + c) + 1) * length) % (2 * s) == 0
+        for start, c, length, s in zip((y, x), crop, label.shape, size[::-1], strict=True)
+    ]
+    clear = ~(ties[0][:, None] | ties[1])[:, ::step]
+    np.testing.assert_array_equal(whole_label[window][:, ::step][clear], got_label[clear])
+    assert got_image.shape == (*crop, 3) and got_label.shape == crop
+
+
+def test_every_crop_position_can_occur(frames) -> None:
+    """An off-by-one in the offset never shows the last row or column of a picture."""
+    image, label = random_frame(np.random.default_rng(2), 40, 50)
+    last, _ = dataset.scale_and_crop(image, label, 1.0, (32, 32), (0.999999, 0.999999), False)
+    np.testing.assert_array_equal(last, image[8:, 18:])
+
+
+def test_normalise_is_the_usual_formula() -> None:
+    """Swapped channels or a forgotten 255 train, but weights of others then see wrong colours."""
+    images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
+    expected = (images.permute(0, 3, 1, 2) / 255 - torch.tensor(dataset.MEAN).view(3, 1, 1)) / torch.tensor(
+        dataset.STD
+    ).view(3, 1, 1)
+    got = dataset.normalise(images)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert got.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.uint8
+    assert dataset.normalise(torch.tensor(dataset.MEAN_COLOUR, dtype=torch.uint8).view(1, 1, 1, 3)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_samples_do_not_depend_on_workers(frames, workers: int) -> None:
+    """Augmentation that draws from a worker's own random state changes with the number of workers."""
+
+    def batches(count: int) -> list[torch.Tensor]:
+        samples = find_samples(frames, "train")
+        sampler = EpochSampler(len(samples), 2, seed=3)
+        loader = DataLoader(
+            TrainSet(samples, (48, 64), seed=3), batch_sampler=sampler, num_workers=count, persistent_workers=count > 0
+        )
+        collected = []
+        for sampler.epoch in (1, 2):
+            collected += [torch.cat([i.flatten(), t.flatten()]) for i, t in loader]
+        return collected
+
+    alone, shared = batches(0), batches(workers)
+    assert len(alone) == 2 and all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+    assert not torch.equal(alone[0], alone[1])  # another epoch, other crops
+
+
+def test_last_batch_of_one_is_left_out() -> None:
+    """2975 frames in batches of two leave one over, on which batch normalisation cannot train."""
+    sampler = EpochSampler(5, 2, seed=0)
+    assert len(sampler) == 2 and [len(batch) for batch in sampler] == [2, 2]
+    assert [len(batch) for batch in EpochSampler(6, 4, seed=0)] == [4, 2]
+    seen = {index for batch in EpochSampler(6, 4, seed=0) for _, index in batch}
+    assert seen == set(range(6))
+    with pytest.raises(DataError, match="at least 2"):
+        EpochSampler(1, 2, seed=0)
+
+
+@pytest.mark.parametrize("damage", ["half", "no end", "empty", "text"])
+@pytest.mark.parametrize("kind", ["picture", "label"])
+def test_damaged_files_are_named(frames, damage: str, kind: str, capfd) -> None:
+    """A decoder that fills in what is missing trains on grey pictures without a word."""
+    sample = find_samples(frames, "train")[1]
+    path = sample.image if kind == "picture" else sample.label
+    data = path.read_bytes()
+    path.write_bytes({"half": data[: len(data) // 2], "no end": data[:-12], "empty": b"", "text": b"hello"}[damage])
+    with pytest.raises(DataError, match=path.name):
+        read_pair(sample)
+    if damage != "text":  # what is no PNG at all may still be another format: only decoding tells
+        with pytest.raises(DataError, match=path.name):
+            check_samples(find_samples(frames, "train"))
+
+
+def test_corrupt_middle_is_named(frames) -> None:
+    """A flipped byte inside the compressed data fails the checksum: no picture may come of it."""
+    sample = find_samples(frames, "train")[0]
+    data = bytearray(sample.image.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    sample.image.write_bytes(data)
+    with pytest.raises(DataError, match=sample.image.name):
+        read_image(sample.image)
+
+
+def test_other_depths_and_channels_are_converted(tmp_path) -> None:
+    """A grey, 16-bit or transparent picture must not reach the network with another shape."""
+    for name, picture in {
+        "grey.png": np.full((40, 50), 100, np.uint8),
+        "deep.png": np.full((40, 50, 3), 25700, np.uint16),
+        "alpha.png": np.full((40, 50, 4), 100, np.uint8),
+    }.items():
+        cv2.imwrite(str(tmp_path / name), picture)
+        assert read_image(tmp_path / name).shape == (40, 50, 3) and (read_image(tmp_path / name) == 100).all()
+
+
+def test_label_values_outside_the_table_name_the_file(frames) -> None:
+    """A label of train ids, or of another data set, gives a device-side assert instead of a message."""
+    sample = find_samples(frames, "val")[0]
+    label = cv2.imread(str(sample.label), cv2.IMREAD_UNCHANGED)
+    label[3, 4] = 77
+    cv2.imwrite(str(sample.label), label)
+    with pytest.raises(DataError, match=r"labelIds.png.*\[77\].*label ids 0-33"):
+        read_label(sample.label)
+    label[3, 4] = 19
+    with pytest.raises(DataError, match="train ids 0-18"):
+        read_label(sample.label, train_ids=True)
+
+
+# Each bad data set, made from a good one, and what the message must name.
+def _rgb_label(root):
+    path = sorted(root.rglob("*trainstadt*labelIds.png"))[1]
+    cv2.imwrite(str(path), np.zeros((64, 96, 3), np.uint8))
+    return path.name, "3 channel"
+
+
+def _deep_label(root):
+    path = sorted(root.rglob("*valstadt*labelIds.png"))[0]
+    cv2.imwrite(str(path), np.zeros((64, 96), np.uint16))
+    return path.name, "uint16"
+
+
+def _foreign_value(root):
+    path = sorted(root.rglob("*trainstadt*labelIds.png"))[2]
+    cv2.imwrite(str(path), np.full((64, 96), 99, np.uint8))
+    return path.name, "[99]"
+
+
+def _other_size(root):
+    path = sorted(root.rglob("*trainstadt*labelIds.png"))[2]
+    cv2.imwrite(str(path), np.full((64, 90), 7, np.uint8))
+    return path.name, "64x90"
+
+
+def _no_label(root):
+    path = sorted(root.rglob("*trainstadt*labelIds.png"))[1]
+    path.unlink()
+    return "no label", "trainstadt_000000_000001"
+
+
+def _no_picture(root):
+    path = sorted(root.rglob("*valstadt*_leftImg8bit.png"))[1]
+    path.unlink()
+    return "no picture", "valstadt_000000_000001"
+
+
+def _truncated(root):
+    path = sorted(root.rglob("*valstadt*_leftImg8bit.png"))[1]
+    path.write_bytes(path.read_bytes()[:500])
+    return path.name, "truncated"
+
+
+def _zero_bytes(root):
+    path = sorted(root.rglob("*trainstadt*labelIds.png"))[2]
+    path.write_bytes(b"")
+    return path.name, "empty"
+
+
+def _without_split(root):
+    shutil.rmtree(root / "leftImg8bit" / "val")
+    return "leftImg8bit/val", "expected"
+
+
+def _empty_split(root):
+    for path in (root / "leftImg8bit" / "train").rglob("*.png"):
+        path.unlink()
+    return "holds no picture", "leftImg8bit"
+
+
+def _missing(root):
+    shutil.rmtree(root)
+    return "no data set", "--data_path"
+
+
+def _one_frame(root):
+    for path in root.rglob("trainstadt_000000_00000[12]*"):
+        path.unlink()
+    return "1 training frame", "at least 2"
+
+
+BAD_DATA = [_rgb_label, _deep_label, _foreign_value, _other_size, _no_label, _no_picture, _truncated, _zero_bytes,
+            _without_split, _empty_split, _missing, _one_frame]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", BAD_DATA, ids=lambda function: function.__name__.strip("_"))
+def test_bad_data_stops_training_in_one_line(frames, tmp_path, spoil) -> None:
+    """A broken data set ends in a traceback, or after hours; it must end at the start, naming the file."""
+    words = spoil(frames)
+    output = tmp_path / "out"
+    flags = ["--crop_h", 32, "--crop_w", 64, "--batch_size", 2, "--epochs", 1, "--workers", 1, "--device", "cpu"]
+    result = run_script("train.py", "--data_path", frames, "--output_dir", output, *flags, cwd=tmp_path)
+    assert_user_error(result, *words)
+    assert not list(output.glob("*.pth")) and not list(output.glob("*.csv"))

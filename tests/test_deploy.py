@@ -1,0 +1,153 @@
+"""Loading weights: what is accepted, what is refused and how."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_user_error, run_script
+
+from deploy import Predictor, load_model
+from model import FastSCNN
+from utils import UserError, save_checkpoint
+
+
+def test_own_checkpoint_and_bare_state_dict_give_the_same(weights, tmp_path) -> None:
+    """A checkpoint that loads into the wrong place, or without its metadata, predicts something else."""
+    model, metadata = load_model(weights)
+    assert metadata["epoch"] == 3 and not model.training
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    bare, nothing = load_model(tmp_path / "bare.pth")
+    assert nothing == {}
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(model(x), bare(x))
+
+
+def test_align_corners_travels_with_the_weights(tmp_path) -> None:
+    """Weights trained one way and run the other lose accuracy without an error."""
+    for align_corners in (False, True):
+        state = {"model": FastSCNN().state_dict(), "metadata": {"align_corners": align_corners}}
+        save_checkpoint(tmp_path / "w.pth", state)
+        assert load_model(tmp_path / "w.pth")[0].align_corners is align_corners
+
+
+def test_profiler_buffers_are_dropped_and_said(tmp_path, capsys) -> None:
+    """thop's buffers in an old checkpoint break strict loading; dropping them in silence hides a filter."""
+    state = FastSCNN().state_dict()
+    state |= {"classifier.conv.total_ops": torch.zeros(1), "classifier.conv.total_params": torch.zeros(1)}
+    torch.save(state, tmp_path / "w.pth")
+    load_model(tmp_path / "w.pth")
+    assert "left out 2 buffers" in capsys.readouterr().err
+
+
+def test_auxiliary_heads_are_loaded_when_there(tmp_path) -> None:
+    """A checkpoint of a run with auxiliary losses must not count as another network."""
+    model = FastSCNN(aux=True).eval()
+    save_checkpoint(tmp_path / "w.pth", {"model": model.state_dict(), "metadata": {"align_corners": False}})
+    loaded, _ = load_model(tmp_path / "w.pth")
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+
+
+def test_predictor_returns_train_ids(weights) -> None:
+    """Labels of another type or layout than every caller expects."""
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    labels = Predictor(load_model(weights)[0], torch.device("cpu"))(image)
+    assert labels.shape == (50, 70) and labels.dtype == np.uint8 and labels.max() < 19
+
+
+def test_picture_under_32_pixels_is_refused(weights) -> None:
+    """A picture that shrinks to nothing gives an error of some inner layer."""
+    predictor = Predictor(load_model(weights)[0], torch.device("cpu"))
+    with pytest.raises(UserError, match=r"31x70.*at least 32x32"):
+        predictor(np.zeros((31, 70, 3), np.uint8))
+
+
+class Payload:
+    """A pickle that writes a file when it is loaded."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def _missing(path):
+    return "no weight file"
+
+
+def _truncated(path):
+    torch.save(FastSCNN().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:100_000])
+    return "get it again"
+
+
+def _empty(path):
+    path.write_bytes(b"")
+    return "again"
+
+
+def _text(path):
+    path.write_text("<html>not found</html>")
+    return "again"
+
+
+def _code(path):
+    torch.save({"model": FastSCNN().state_dict(), "evil": Payload(str(path.with_name("executed")))}, path)
+    return "could execute code"
+
+
+def _whole_module(path):
+    torch.save(FastSCNN(), path)
+    return "could execute code"
+
+
+def _other_classes(path):
+    torch.save(FastSCNN(num_classes=21).state_dict(), path)
+    return "2 of another shape (first: classifier.conv.weight (21, 128, 1, 1) instead of (19, 128, 1, 1))"
+
+
+def _other_network(path):
+    torch.save({"backbone.weight": torch.zeros(2), "backbone.bias": torch.zeros(2)}, path)
+    return "2 unknown (first: backbone.weight)"
+
+
+def _missing_key(path):
+    state = FastSCNN().state_dict()
+    del state["classifier.conv.bias"]
+    torch.save(state, path)
+    return "1 missing (first: classifier.conv.bias)"
+
+
+def _tensor(path):
+    torch.save(torch.zeros(3), path)
+    return "expected a checkpoint"
+
+
+BAD_WEIGHTS = [_missing, _truncated, _empty, _text, _code, _whole_module, _other_classes, _other_network, _missing_key,
+               _tensor]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", BAD_WEIGHTS, ids=lambda function: function.__name__.strip("_"))
+def test_bad_weights_are_refused(tmp_path, spoil) -> None:
+    """'Loaded 0 parameters' and a random network, code that runs on loading, a traceback of the zip reader."""
+    path = tmp_path / "weights.pth"
+    words = spoil(path)
+    with pytest.raises(UserError) as error:
+        load_model(path)
+    assert words in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "viewer.py"])
+def test_scripts_refuse_bad_weights_in_one_line(script: str, frames, tmp_path) -> None:
+    """The scripts must pass the message on as one line with status 2, and leave nothing half written."""
+    _code(tmp_path / "evil.pth")
+    flags = ["--data_path", frames, "--model_weight", tmp_path / "evil.pth"]
+    if script == "viewer.py":
+        flags += ["--input_pic", "val/valstadt/valstadt_000000_000000_leftImg8bit.png"]
+    assert_user_error(run_script(script, *flags, cwd=tmp_path), "evil.pth", "could execute code")
+    assert not (tmp_path / "executed").exists() and not list(tmp_path.glob("*.png"))

@@ -1,0 +1,158 @@
+"""The reported number against the official script, and the files that it reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import assert_user_error, run_script, write_frame
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from dataset import CLASSES, LABELS, NUM_CLASSES, Sample, find_samples
+from evaluate import PredictionWriter, Scores, confusion_matrix, evaluate
+from utils import UserError
+
+SCRIPT = "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"
+VALID_IDS = [label.id for label in CLASSES]
+
+
+def official_scores(data: Path, results: Path, export: Path) -> dict:
+    """Runs the official script in its own process and returns its JSON."""
+    export.mkdir(exist_ok=True)
+    variables = {"CITYSCAPES_DATASET": data, "CITYSCAPES_RESULTS": results, "CITYSCAPES_EXPORT_DIR": export}
+    environment = {**os.environ, **{name: str(path) for name, path in variables.items()}}
+    subprocess.run([sys.executable, "-m", SCRIPT], env=environment, check=True, capture_output=True)
+    return json.loads((export / "resultPixelLevelSemanticLabeling.json").read_text())
+
+
+def assert_equal_scores(ours: dict, official: dict) -> None:
+    """Every score of the official JSON is ours to 1e-9; NaN there is null here."""
+    for key in ("classScores", "categoryScores"):
+        assert ours[key].keys() == official[key].keys()
+        for name, value in official[key].items():
+            assert _same(ours[key][name], value), (key, name, ours[key][name], value)
+    for key in ("averageScoreClasses", "averageScoreCategories"):
+        assert _same(ours[key], official[key]), (key, ours[key], official[key])
+
+
+def _same(ours: float | None, official: float) -> bool:
+    return ours is None if math.isnan(official) else ours is not None and abs(ours - official) <= 1e-9
+
+
+@pytest.fixture(params=range(4))
+def label_maps(request, tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
+    """Ground truth on disk and predictions in memory; some classes are absent, some only predicted."""
+    rng = np.random.default_rng(request.param)
+    in_truth = rng.choice([label.id for label in LABELS], size=9, replace=False)
+    in_truth[0] = rng.choice(VALID_IDS)  # at least one class that counts
+    predicted = rng.choice(VALID_IDS, size=8, replace=False)
+    predictions = {}
+    for index in range(3):
+        name = f"valstadt_000000_{index:06d}"
+        truth = rng.choice(in_truth, size=(40, 56)).astype(np.uint8)
+        _, label = write_frame(tmp_path / "data", "val", name, np.zeros((40, 56, 3), np.uint8), truth)
+        cv2.imwrite(str(label).replace("labelIds", "instanceIds"), truth.astype(np.uint16))
+        guess = rng.choice(predicted, size=truth.shape)
+        right = np.isin(truth, predicted) & (rng.random(truth.shape) < 0.6)
+        ids = np.where(right, truth, guess)
+        predictions[name] = np.searchsorted(VALID_IDS, ids).astype(np.uint8)
+    return tmp_path / "data", predictions
+
+
+def test_scores_equal_the_official_script(label_maps, tmp_path) -> None:
+    """Averages over the wrong classes, category IoU from class IoU, ignored pixels counted: the usual differences."""
+    data, predictions = label_maps
+    samples = find_samples(data, "val")
+    writer = PredictionWriter(tmp_path / "results", samples)
+    order = iter(samples)
+
+    def predict(images, targets):
+        return torch.from_numpy(predictions[next(order).name])[None], 0.0
+
+    scores = evaluate(predict, samples, writer=writer)
+    official = official_scores(data, tmp_path / "results", tmp_path / "export")
+    assert_equal_scores(scores.as_json(), official)
+    counted = np.array(official["confMatrix"])[np.ix_(VALID_IDS, VALID_IDS)]
+    np.testing.assert_array_equal(scores.confusion, counted)
+    assert scores.pixel_accuracy == pytest.approx(np.trace(counted) / counted.sum(), abs=1e-12)
+
+
+def test_absent_and_only_predicted_classes() -> None:
+    """A class that is nowhere must not pull the mean down; one that is only predicted must."""
+    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    confusion[0, 0], confusion[0, 1] = 3, 1
+    scores = Scores(confusion)
+    assert scores.class_iou[0] == 0.75 and scores.class_iou[1] == 0 and np.isnan(scores.class_iou[2:]).all()
+    assert scores.class_miou == 0.375 and scores.class_miou_present == 0.75
+    assert scores.category_miou == 1.0  # road and sidewalk are both flat
+    assert scores.as_json()["classScores"]["building"] is None
+    assert "building" in scores.table() and "-" in scores.table()
+
+
+def test_nothing_labelled_gives_no_number() -> None:
+    """A division by zero, or a score of 0 or 1, where there was nothing to score."""
+    scores = Scores(np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64))
+    assert math.isnan(scores.class_miou) and math.isnan(scores.pixel_accuracy)
+    assert scores.as_json()["averageScoreClasses"] is None and scores.as_json()["pixel_accuracy"] is None
+
+
+_train_ids = arrays(np.uint8, (6, 7), elements=st.sampled_from([*range(NUM_CLASSES), 255]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(_train_ids, arrays(np.uint8, (6, 7), elements=st.integers(0, NUM_CLASSES - 1)))
+def test_confusion_matrix_counts_every_pixel_once(targets: np.ndarray, predictions: np.ndarray) -> None:
+    """Rows and columns swapped, or uint8 that wraps around in the pair's index."""
+    expected = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    for truth, guess in zip(targets.ravel(), predictions.ravel(), strict=True):
+        if truth != 255:
+            expected[truth, guess] += 1
+    got = confusion_matrix(torch.from_numpy(targets), torch.from_numpy(predictions))
+    assert got.dtype == torch.int64
+    np.testing.assert_array_equal(got.numpy(), expected)
+
+
+def test_second_prediction_of_a_frame_is_refused(tmp_path) -> None:
+    """A stale or colour PNG with a frame's prefix ends the official script after hours of training."""
+    samples = [Sample("a_000000_000000", Path("x"), None)]
+    stale = tmp_path / "results" / "old" / "a_000000_000000_leftImg8bit.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"x")
+    with pytest.raises(UserError, match="second prediction"):
+        PredictionWriter(tmp_path / "results", samples)
+    stale.unlink()
+    writer = PredictionWriter(tmp_path / "results", samples, tmp_path / "results")
+    writer.write("a_000000_000000", np.zeros((4, 4), np.uint8))
+    PredictionWriter(tmp_path / "results", samples, tmp_path / "results")  # our own two do not disturb
+
+
+def test_command_line_agrees_with_the_official_script(frames, weights, tmp_path) -> None:
+    """The JSON that users compare must be the official one, through the whole path from checkpoint to PNG."""
+    flags = ["--data_path", frames, "--model_weight", weights, "--device", "cpu", "--workers", 0]
+    result = run_script("evaluate.py", *flags, "--save_dir", "results", "--json", "scores.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert_equal_scores(scores, official_scores(frames, tmp_path / "results", tmp_path / "export"))
+    assert f"pixel accuracy        {100 * scores['pixel_accuracy']:>6.2f} %" in result.stdout
+    assert len(list((tmp_path / "results").rglob("*.png"))) == 2
+    predicted = cv2.imread(str(next((tmp_path / "results").glob("*.png"))), cv2.IMREAD_UNCHANGED)
+    assert predicted.shape == (64, 96) and set(np.unique(predicted)) <= set(VALID_IDS)
+
+
+def test_test_split_is_only_predicted(frames, weights, tmp_path) -> None:
+    """Scores against the dummy labels of the test split look like a result and are none."""
+    flags = ["--data_path", frames, "--model_weight", weights, "--split", "test", "--device", "cpu", "--workers", 0]
+    result = run_script("evaluate.py", *flags, cwd=tmp_path, CITYSCAPES_RESULTS=str(tmp_path / "submission"))
+    assert result.returncode == 0 and "mIoU" not in result.stdout, result.stderr
+    assert [path.name for path in (tmp_path / "submission").iterdir()] == ["teststadt_000000_000000_pred_labelIds.png"]
+    assert_user_error(run_script("evaluate.py", *flags, "--json", "x.json", cwd=tmp_path), "--json", "test split")

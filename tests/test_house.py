@@ -1,0 +1,89 @@
+"""The layout of the repository: who may import whom, and a README that says what the code does."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import re
+
+import pytest
+from conftest import ROOT
+
+GROUND = {"model", "dataset", "utils"}
+LAYERS = [GROUND, {"synthetic", "deploy"}, {"evaluate"}, {"train", "viewer", "benchmark"}]
+FILES = sorted(path.stem for path in ROOT.glob("*.py"))
+SCRIPTS = ["train", "evaluate", "viewer", "synthetic", "benchmark"]
+
+
+def imported(name: str) -> set[str]:
+    """The files of ours that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found & set(FILES)
+
+
+def test_every_file_has_its_room() -> None:
+    """A new file that nobody placed."""
+    assert set(FILES) == set().union(*LAYERS)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_run_one_way(name: str) -> None:
+    """A cycle, or the network that needs the data set."""
+    level = next(index for index, layer in enumerate(LAYERS) if name in layer)
+    below = set().union(*LAYERS[:level])
+    assert imported(name) <= below
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_outgrows_its_room(name: str) -> None:
+    """A file that nobody can read from top to bottom."""
+    lines = (ROOT / f"{name}.py").read_text().splitlines()
+    assert len(lines) <= 380
+    if name == "utils":
+        assert len(lines) <= 200
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_readme_lists_every_flag_with_its_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag that the README does not name, or names with another default."""
+    for variable in ("CITYSCAPES_DATASET", "CITYSCAPES_RESULTS"):
+        monkeypatch.delenv(variable, raising=False)
+    readme = (ROOT / "README.md").read_text()
+    (section,) = re.findall(rf"### `{name}\.py`\n(.*?)(?=\n##)", readme, re.DOTALL)
+    rows = dict(re.findall(r"^\| `(--\w+)` \| (.*?) \|", section, re.MULTILINE))
+    flags: dict[str, object] = {}
+    record = argparse.ArgumentParser.add_argument
+    group_record = argparse._ArgumentGroup.add_argument
+
+    def note(original):
+        def add(self, *names, **options):
+            action = original(self, *names, **options)
+            flags.update({action.option_strings[0]: action.default} if action.option_strings else {})
+            return action
+
+        return add
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", note(record))
+    monkeypatch.setattr(argparse._ArgumentGroup, "add_argument", note(group_record))
+    monkeypatch.setattr("sys.argv", [f"{name}.py"])
+    importlib.import_module(name).parse_args()
+    flags = {flag: default for flag, default in flags.items() if flag not in ("-h", "--help")}
+    assert list(rows) == list(flags)
+    for flag, default in flags.items():
+        if flag == "--workers":  # depends on the machine
+            continue
+        shown = "-" if default is None else "off" if default is False else f"`{default}`"
+        assert rows[flag] == shown, flag
+
+
+def test_no_machine_in_the_repository() -> None:
+    """A path or host of one machine that is wrong on every other."""
+    pattern = re.compile(r"/work/|/root/|/tmp/|https?://(?!arxiv\.org|github\.com|www\.cityscapes-dataset\.com)")
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.md"), *ROOT.glob("*.txt"), ROOT / "Makefile", ROOT / ".ci" / "run"]:
+        assert not pattern.search(path.read_text()), path.name

@@ -1,0 +1,202 @@
+"""The network: shapes, parameters, pooling matrices, and weights of the original repository."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from model import FastSCNN, PyramidPooling, convert_original, drop_profiler_buffers, is_original, pooling_matrix
+
+NAMES = ROOT.parent / "shared" / "original_state_dict.json"
+
+
+def test_parameter_count() -> None:
+    """A layer too many or too few, or a bias where BN follows: 1,137,795 is the count by hand, 1.14 M rounded."""
+    assert sum(parameter.numel() for parameter in FastSCNN().parameters()) == 1_137_795
+
+
+def test_layer_table() -> None:
+    """A wrong stride or width that the logits' shape does not show."""
+    model, shapes = FastSCNN().eval(), {}
+    for name in ("learning_to_downsample.conv", "learning_to_downsample.dsconv1", "learning_to_downsample",
+                 "global_feature_extractor.bottleneck1", "global_feature_extractor.bottleneck2",
+                 "global_feature_extractor.bottleneck3", "global_feature_extractor", "feature_fusion",
+                 "classifier"):  # fmt: skip
+        module = model.get_submodule(name)
+        module.register_forward_hook(lambda _, __, out, name=name: shapes.__setitem__(name, tuple(out.shape[1:])))
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 128, 256))
+    assert list(shapes.values()) == [
+        (32, 64, 128), (48, 32, 64), (64, 16, 32), (64, 8, 16), (96, 4, 8), (128, 4, 8), (128, 4, 8), (128, 16, 32),
+        (19, 16, 32),
+    ]  # fmt: skip
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(32, 140), st.integers(32, 140), st.booleans())
+def test_any_size(height: int, width: int, align_corners: bool) -> None:
+    """A fixed scale factor crashes, or shifts the logits, at sizes that are not multiples of 32."""
+    model = FastSCNN(5, align_corners=align_corners).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, height, width)).shape == (1, 5, height, width)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 2, 3, 6]))
+def test_pooling_is_adaptive_average_pooling(height: int, width: int, bins: int) -> None:
+    """Bins that do not divide the map, or are more than its cells, averaged over the wrong cells."""
+    x = torch.randn(2, 3, height, width)
+    torch.testing.assert_close(PyramidPooling.pool(x, bins), F.adaptive_avg_pool2d(x, bins), atol=1e-6, rtol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.sampled_from([1, 2, 3, 6]))
+def test_pooling_matrix_rows_sum_to_one(length: int, bins: int) -> None:
+    """A row that misses a cell or counts one twice scales a whole context map."""
+    matrix = pooling_matrix(length, bins, torch.zeros(1))
+    torch.testing.assert_close(matrix.sum(1), torch.ones(bins))
+
+
+def test_pooling_stays_precise_under_autocast() -> None:
+    """In bf16 the matrices' rows do not sum to one: means up to 0.2 % off."""
+    x = torch.randn(1, 4, 22, 30)
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = PyramidPooling.pool(x, 6)
+    torch.testing.assert_close(pooled, F.adaptive_avg_pool2d(x, 6), atol=1e-6, rtol=1e-5)
+
+
+def test_auxiliary_heads_only_in_training() -> None:
+    """Auxiliary heads that run at inference cost time; heads that are missing in training give no loss."""
+    model, x = FastSCNN(7, aux=True), torch.randn(2, 3, 64, 96)
+    assert [tuple(y.shape) for y in model.train()(x)] == [(2, 7, 64, 96)] * 3
+    with torch.no_grad():
+        assert model.eval()(x).shape == (2, 7, 64, 96)
+    assert isinstance(FastSCNN(7).train()(x), torch.Tensor)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    """A branch that is built but not used trains nothing and says nothing."""
+    model = FastSCNN(4, aux=True).train()
+    sum(y.square().mean() for y in model(torch.randn(2, 3, 64, 64))).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_model_file_stands_alone(tmp_path) -> None:
+    """An import of another file of ours makes model.py useless to whoever copies it alone."""
+    shutil.copy(ROOT / "model.py", tmp_path)
+    code = "import model, torch; print(tuple(model.FastSCNN().eval()(torch.zeros(1, 3, 33, 47)).shape))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.strip() == "(1, 19, 33, 47)", result.stderr
+
+
+# The original network, written anew from its layer names: what its weights compute is the reference for the converter.
+class _Original(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+
+        def block(a, b, k, stride=1, padding=0, dilation=1, groups=1):
+            conv = nn.Conv2d(a, b, k, stride, padding, dilation, groups, bias=False)
+            return nn.ModuleDict({"conv": conv, "bn": nn.BatchNorm2d(b)})
+
+        def separable(a, b, stride):
+            depthwise = [nn.Conv2d(a, a, 3, stride, 1, groups=a, bias=False), nn.BatchNorm2d(a)]
+            return nn.Sequential(*depthwise, nn.Conv2d(a, b, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+
+        def bottleneck(a, b, stride):
+            t = a * 6
+            depthwise = nn.Conv2d(t, t, 3, stride, 1, groups=t, bias=False)
+            layers = [nn.Conv2d(a, t, 1, bias=False), nn.BatchNorm2d(t), nn.ReLU(), depthwise, nn.BatchNorm2d(t),
+                      nn.ReLU(), nn.Conv2d(t, b, 1, bias=False), nn.BatchNorm2d(b)]  # fmt: skip
+            return nn.ModuleDict({"conv": nn.Sequential(*layers)})
+
+        def row(a, b, stride):
+            return nn.Sequential(bottleneck(a, b, stride), bottleneck(b, b, 1), bottleneck(b, b, 1))
+
+        down = {"conv": block(3, 32, 3, 2, 1), "dsconv1": separable(32, 48, 2), "dsconv2": separable(48, 64, 2)}
+        stages = nn.ModuleList(nn.ModuleList([nn.Identity(), block(128, 32, 1)]) for _ in range(4))
+        self.learning_to_down_sample = nn.ModuleDict(down)
+        self.global_feature_extractor = nn.ModuleDict({
+            "first_block": row(64, 64, 2), "second_block": row(64, 96, 2), "third_block": row(96, 128, 1),
+            "ppm": nn.ModuleDict({"stages": stages, "conv": block(256, 128, 1)}),
+        })  # fmt: skip
+        self.feature_fusion = nn.ModuleDict({
+            "conv_high_res": nn.Conv2d(64, 128, 1), "dwconv": block(128, 128, 3, 1, 4, 4, 128),
+            "conv_low_res": nn.Conv2d(128, 128, 1),
+        })  # fmt: skip
+        parts = {"dsconv1": separable(128, 128, 1), "dsconv2": separable(128, 128, 1), "conv": nn.Conv2d(128, 19, 1)}
+        self.classifier = nn.ModuleDict(parts)
+
+    def forward(self, x):
+        def run(part, y):
+            return F.relu(part["bn"](part["conv"](y)))
+
+        def resize(y, size):
+            return F.interpolate(y, size, mode="bilinear", align_corners=True)
+
+        size, down, deep = x.shape[-2:], self.learning_to_down_sample, self.global_feature_extractor
+        shallow = y = down["dsconv2"](down["dsconv1"](run(down["conv"], x)))
+        for name in ("first_block", "second_block", "third_block"):
+            for index, part in enumerate(deep[name]):
+                y = part["conv"](y) + (y if index else 0)
+        stages = zip((1, 2, 3, 6), deep["ppm"]["stages"], strict=True)
+        pooled = [resize(run(stage[1], F.adaptive_avg_pool2d(y, bins)), y.shape[-2:]) for bins, stage in stages]
+        y = run(deep["ppm"]["conv"], torch.cat([*pooled, y], 1))
+        low = self.feature_fusion["conv_low_res"](run(self.feature_fusion["dwconv"], resize(y, shallow.shape[-2:])))
+        y = F.relu(low + self.feature_fusion["conv_high_res"](shallow))
+        return resize(self.classifier["conv"](self.classifier["dsconv2"](self.classifier["dsconv1"](y))), size)
+
+
+def _original_with_statistics() -> nn.Module:
+    torch.manual_seed(1)
+    original = _Original()
+    for module in original.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+            for tensor in (module.bias, module.running_mean):
+                nn.init.normal_(tensor, std=0.2)
+    return original.eval()
+
+
+def test_original_names_are_the_published_ones() -> None:
+    """A reference whose names are not the original's would prove the converter for files that nobody has."""
+    if not NAMES.exists():
+        pytest.skip(f"{NAMES.name} is not at hand")
+    published = json.loads(NAMES.read_text())["state_dict"]
+    ours = {name: list(tensor.shape) for name, tensor in _Original().state_dict().items()}
+    assert ours == published
+
+
+def test_converted_weights_compute_the_same() -> None:
+    """Weights of the original that load but give other logits: a swapped branch, a lost bias, align_corners."""
+    original = _original_with_statistics()
+    state = original.state_dict()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    model = FastSCNN(align_corners=True).eval()
+    assert is_original(state) and not is_original(model.state_dict())
+    model.load_state_dict(convert_original(state))
+    x = torch.randn(2, 3, 96, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), original(x), atol=1e-4, rtol=1e-4)
+        wrong = FastSCNN(align_corners=False).eval()
+        wrong.load_state_dict(convert_original(state))
+        assert (wrong(x) - original(x)).abs().max() > 1e-2  # else the comparison above could not fail
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.items())
+
+
+def test_only_profiler_buffers_are_dropped() -> None:
+    """A filter that drops keys by chance leaves weights unloaded without a word."""
+    state = {"a.weight": torch.zeros(1), "a.total_ops": torch.zeros(1), "total_params": torch.zeros(1),
+             "total_ops_head.weight": torch.zeros(1)}  # fmt: skip
+    kept, dropped = drop_profiler_buffers(state)
+    assert list(kept) == ["a.weight", "total_ops_head.weight"] and dropped == ["a.total_ops", "total_params"]

@@ -1,0 +1,220 @@
+"""Training from the command line: files, interruption, resume, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, assert_user_error, run_script
+
+from dataset import find_samples
+from deploy import load_model
+from train import COLUMNS, Run, cross_entropy
+from utils import UserError, load_checkpoint
+
+FLAGS = ("--crop_h", 32, "--crop_w", 64, "--batch_size", 2, "--workers", 0, "--device", "cpu", "--seed", 3)
+
+
+def train(frames: Path, output: Path, *flags: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs train.py at a size that takes a second an epoch."""
+    return run_script(
+        "train.py", "--data_path", frames, "--output_dir", output, *FLAGS, *flags, cwd=frames, **variables
+    )
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a statistics file."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_time(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows without the one column that may differ between two equal runs."""
+    return [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows]
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    """Two weight files that are equal bit for bit."""
+    a, b = load_checkpoint(first)["model"], load_checkpoint(second)["model"]
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+def test_a_run_leaves_everything_and_the_official_script_agrees(frames, tmp_path) -> None:
+    """The main job: weights, statistics, predictions, and a last line that scores them when pasted into a shell."""
+    output = tmp_path / "a folder"
+    result = train(frames, output, "--epochs", 2, "--save_step", 1)
+    assert result.returncode == 0, result.stderr
+    rows = read_csv(output / "32_64_statistics.csv")
+    assert list(rows[0]) == list(COLUMNS) and [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(float(row["lr"]) == 1e-3 and 0 <= float(row["class_miou"]) <= 1 for row in rows)
+    _, metadata = load_model(output / "32_64_model.pth")
+    best = max(rows, key=lambda row: float(row["class_miou"]))
+    assert metadata["epoch"] == int(best["epoch"])
+    names = sorted(path.name for path in (output / "results").rglob("*"))
+    assert names == [f"valstadt_000000_{i:06d}_pred_labelIds.png" for i in range(2)]
+    assert len(list((output / "results_color").iterdir())) == 2
+    for words in ("1,137,795 parameters", "1 steps per epoch", "total batch 2", "torch 2.", "epoch 2/2"):
+        assert words in result.stdout, result.stdout
+    assert result.stderr == ""  # no bars where there is no terminal
+
+    command = result.stdout.rstrip().splitlines()[-1]
+    assert "csEvalPixelLevelSemanticLabeling" in command
+    subprocess.run(command, shell=True, check=True, capture_output=True, cwd="/")
+    official = json.loads((output / "resultPixelLevelSemanticLabeling.json").read_text())
+    assert official["averageScoreClasses"] == pytest.approx(float(best["class_miou"]), abs=1e-9)
+    assert official["averageScoreCategories"] == pytest.approx(float(best["category_miou"]), abs=1e-9)
+
+
+def test_results_variable_and_stale_prediction(frames, tmp_path) -> None:
+    """$CITYSCAPES_RESULTS ignored, or a second PNG of a frame found out by the official script after the run."""
+    results = tmp_path / "elsewhere"
+    result = train(frames, tmp_path / "out", "--epochs", 1, CITYSCAPES_RESULTS=str(results))
+    assert result.returncode == 0 and len(list(results.glob("*_pred_labelIds.png"))) == 2
+    assert f"CITYSCAPES_RESULTS={shlex.quote(str(results))} " in result.stdout
+    (results / "valstadt_000000_000000_result.png").write_bytes(b"x")
+    again = train(frames, tmp_path / "out", "--epochs", 1, CITYSCAPES_RESULTS=str(results))
+    assert_user_error(again, "valstadt_000000_000000_result.png", "second prediction")
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)], ids=["SIGINT", "SIGTERM"])
+def test_interrupted_and_resumed_run_ends_the_same(frames, tmp_path, number, workers: int) -> None:
+    """A resume that repeats crops, loses optimiser state or doubles CSV rows gives another network in silence."""
+    straight = train(frames, tmp_path / "straight", "--epochs", 4)
+    assert straight.returncode == 0, straight.stderr
+
+    cut = tmp_path / "cut"
+    flags = [*map(str, FLAGS), "--workers", str(workers), "--epochs", "4"]
+    command = [sys.executable, str(ROOT / "train.py"), "--data_path", str(frames), "--output_dir", str(cut), *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (cut / "32_64_statistics.csv").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.fail("the run was over before the signal came")
+    assert process.returncode == (130 if number == signal.SIGINT else 143), errors
+    assert "--resume" in errors and "Traceback" not in errors
+
+    resumed = train(frames, cut, "--epochs", 4, "--resume", cut / "32_64_last.pth")
+    assert resumed.returncode == 0 and "resumed after epoch" in resumed.stdout, resumed.stderr
+    for name in ("32_64_model.pth", "32_64_last.pth"):
+        assert_same_weights(tmp_path / "straight" / name, cut / name)
+    rows = [without_time(read_csv(tmp_path / run / "32_64_statistics.csv")) for run in ("straight", "cut")]
+    assert rows[0] == rows[1] and len(rows[0]) == 4
+
+
+def test_resume_refuses_what_is_not_the_same_run(frames, tmp_path) -> None:
+    """A silent restart when the file is missing, or a run that goes on with other crops, is nobody's result."""
+    assert_user_error(train(frames, tmp_path, "--resume", tmp_path / "none.pth"), "--resume", "no file at")
+    assert train(frames, tmp_path, "--epochs", 1).returncode == 0
+    last = tmp_path / "32_64_last.pth"
+    before = last.read_bytes()
+    other = train(frames, tmp_path, "--epochs", 2, "--seed", 4, "--batch_size", 3, "--resume", last)
+    assert_user_error(other, "seed 3 (now 4)", "batch_size 2 (now 3)")
+    assert_user_error(train(frames, tmp_path, "--resume", tmp_path / "32_64_model.pth"), "cannot be resumed")
+    assert last.read_bytes() == before
+
+
+def test_full_disk_while_saving_keeps_the_previous_state(frames, tmp_path) -> None:
+    """A checkpoint overwritten in place is half a file when the disk is full."""
+    assert train(frames, tmp_path, "--epochs", 1).returncode == 0
+    last = tmp_path / "32_64_last.pth"
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("32_64_*")}
+    assert len(before) == 3
+    command = [sys.executable, str(ROOT / "train.py"), "--data_path", str(frames), "--output_dir", str(tmp_path)]
+    command += [*map(str, FLAGS), "--epochs", "2", "--resume", str(last)]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert_user_error(result, ".pth", "File too large", "previous file is untouched")
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("32_64_*")} == before
+    assert not list(tmp_path.glob(".*tmp"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--batch_size", 1), ("--batch_size is 1", "at least 2", "batch normalisation")),
+        (("--crop_h", 31), ("--crop_h is 31", "at least 32")),
+        (("--crop_w", -5), ("--crop_w is -5", "at least 32")),
+        (("--epochs", 0), ("--epochs is 0",)),
+        (("--save_step", 0), ("--save_step is 0",)),
+        (("--seed", -1), ("--seed is -1",)),
+        (("--device", "tpu9"), ("--device tpu9",)),
+    ],
+    ids=lambda value: str(value[0]).strip("-") if isinstance(value, tuple) and len(value) == 2 else "",
+)
+def test_flags_that_make_no_sense_are_refused(frames, tmp_path, flags, words) -> None:
+    """A value that fails only at the last batch of an epoch, deep in a layer."""
+    assert_user_error(train(frames, tmp_path / "out", *flags), *words)
+    assert not list((tmp_path / "out").glob("*")) or not list((tmp_path / "out").glob("*.pth"))
+
+
+def test_unwritable_output_stops_before_training(frames, tmp_path) -> None:
+    """An output folder that cannot be written is found out when the first epoch is over."""
+    (tmp_path / "file").write_text("x")
+    start = train(frames, tmp_path / "file" / "out", "--epochs", 1)
+    assert_user_error(start, "cannot write to")
+    assert "epoch" not in start.stdout
+
+
+def test_crop_larger_than_any_scaled_picture_is_padded(frames, tmp_path) -> None:
+    """Random offsets from an empty range crash where the scaled picture is smaller than the crop."""
+    result = train(frames, tmp_path, "--epochs", 1, "--crop_h", 160, "--crop_w", 224)
+    assert result.returncode == 0 and (tmp_path / "160_224_model.pth").exists(), result.stderr
+
+
+def test_loss_counts_only_labelled_pixels() -> None:
+    """The mean over all pixels makes the loss depend on how much is ignored; an all-ignored batch gives NaN."""
+    logits = torch.randn(2, 19, 4, 5, requires_grad=True)
+    targets = torch.randint(0, 19, (2, 4, 5))
+    targets[0] = 255
+    loss, valid = cross_entropy(logits, targets)
+    assert valid == 20
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits[1:], targets[1:]))
+    nothing, none = cross_entropy(logits, torch.full_like(targets, 255))
+    nothing.backward()
+    assert nothing == 0 and none == 0 and logits.grad.abs().sum() == 0
+
+
+def test_loss_that_is_not_finite_stops_with_its_place(frames, tmp_path) -> None:
+    """A NaN that trains on for hours and overwrites the last good state."""
+    args = Namespace(crop_h=32, crop_w=64, batch_size=2, save_step=5, epochs=3, seed=0, device="cpu", workers=0,
+                     output_dir=str(tmp_path), data_path=str(frames))  # fmt: skip
+    run = Run(args, find_samples(frames, "train") * 4, find_samples(frames, "val"))
+    run.optimiser.param_groups[0]["lr"] = math.inf
+    with pytest.raises(UserError, match=r"epoch 1, step 2, lr inf"):
+        run.train_epoch(1)
+    assert not run.last_path.exists()
+
+
+def test_help_lists_the_original_flags_with_their_defaults(tmp_path) -> None:
+    """The original's command lines must go on to work as documented."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CITYSCAPES_")}
+    text = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--help"], env={**environment, "COLUMNS": "200"}, capture_output=True,
+        text=True,
+    ).stdout  # fmt: skip
+    text = re.sub(r"\n {12,}", " ", text)  # argparse breaks the line after a long flag
+    for flag, default in {"data_path": "/home/data/cityscapes", "crop_h": 1024, "crop_w": 2048, "batch_size": 12,
+                          "save_step": 5, "epochs": 100}.items():  # fmt: skip
+        (line,) = [line for line in text.splitlines() if line.strip().startswith(f"--{flag} ")]
+        assert line.endswith(f"(default: {default})")

@@ -1,0 +1,93 @@
+"""Files that survive, errors in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from dataset import DataError
+from model import FastSCNN
+from utils import (
+    UserError,
+    _message,
+    choose_device,
+    count_parameters_and_macs,
+    load_checkpoint,
+    save_checkpoint,
+    writable_folder,
+    write_csv,
+    write_file,
+)
+
+LIMITED_SAVE = """
+import resource, torch
+from utils import save_checkpoint, run_cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+run_cli(lambda: save_checkpoint("w.pth", {"x": torch.zeros(100000)}))
+"""
+
+
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path) -> None:
+    """torch.save under a file-size limit leaves a partial file under the final name: the run's only state is gone."""
+    save_checkpoint(tmp_path / "w.pth", {"x": torch.ones(3)})
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    result = subprocess.run(
+        [sys.executable, "-c", LIMITED_SAVE], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 2 and result.stderr.startswith("error: cannot write w.pth (File too large)")
+    assert "previous file is untouched" in result.stderr and "Traceback" not in result.stderr
+    assert torch.equal(load_checkpoint(tmp_path / "w.pth")["x"], torch.ones(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]  # nothing half written lies about
+
+
+def test_interrupted_write_leaves_the_previous_file(tmp_path, monkeypatch) -> None:
+    """A process that dies between writing and renaming must leave the old content under the name."""
+    path = tmp_path / "file"
+    write_file(path, b"old")
+    monkeypatch.setattr("utils.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        write_file(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_below_a_file_cannot_be_written(tmp_path) -> None:
+    """An output folder that cannot be made is found out after the first epoch."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot write to"):
+        writable_folder(tmp_path / "file" / "folder")
+
+
+def test_message_of_a_worker_is_its_last_line() -> None:
+    """An error in a loader worker arrives wrapped in that worker's traceback."""
+    wrapped = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback:\n  x\ndataset.DataError: bad.png\n"
+    assert _message(DataError(wrapped)) == "bad.png"
+    assert _message(UserError("plain")) == "plain"
+
+
+def test_unknown_device_names_the_choices() -> None:
+    """A misspelt device must not fall back to another one."""
+    assert choose_device("cpu").type == "cpu"
+    with pytest.raises(UserError, match="expected auto, cpu, cuda"):
+        choose_device("gpu0")
+
+
+def test_profiling_leaves_the_model_as_it_was() -> None:
+    """thop hangs total_ops buffers onto the model, which reach its state dict and break strict loading."""
+    model = FastSCNN()
+    before = list(model.state_dict())
+    parameters, macs = count_parameters_and_macs(model, 128, 256)
+    assert list(model.state_dict()) == before and model.training
+    assert parameters == 1_137_795
+    # 6.71 G at 1024x2048 for convolutions and matmuls alone; thop counts batch normalisation too. 1/64 of the area.
+    assert 6.71e9 / 64 < macs < 7.3e9 / 64
+
+
+def test_csv_has_one_line_a_row(tmp_path) -> None:
+    """A row that is appended twice by a resumed run."""
+    for _ in range(2):
+        write_csv(tmp_path / "s.csv", ["a", "b"], [{"a": 1, "b": 0.5}])
+    assert (tmp_path / "s.csv").read_text() == "a,b\n1,0.5\n"
