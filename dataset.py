@@ -178,8 +178,7 @@ def read_label(path: str | Path, train_ids: bool = False) -> np.ndarray:
             f"{path} has {channels} channel(s) of {raw.dtype}, expected one of uint8 with "
             f"{'train' if train_ids else 'label'} ids; a colour picture or a palette PNG is no label file"
         )
-    table = TRAIN_ID_TO_TRAIN_ID if train_ids else ID_TO_TRAIN_ID
-    label = cv2.LUT(raw, table)
+    label = cv2.LUT(raw, TRAIN_ID_TO_TRAIN_ID if train_ids else ID_TO_TRAIN_ID)
     if (label == _INVALID).any():
         values = np.unique(raw[label == _INVALID])[:8].tolist()
         expected = "train ids 0-18 and 255" if train_ids else "label ids 0-33"
@@ -213,9 +212,9 @@ def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
     label = read_label(sample.label, sample.label_is_train_ids)
     if image.shape[:2] != label.shape:
+        (h, w), (label_h, label_w) = image.shape[:2], label.shape
         raise DataError(
-            f"{sample.image} is {image.shape[0]}x{image.shape[1]} but its label {sample.label} is "
-            f"{label.shape[0]}x{label.shape[1]} (height x width); they must be equal"
+            f"{sample.image} is {h}x{w}, its label {sample.label} {label_h}x{label_w}; expected equal sizes"
         )
     return image, label
 

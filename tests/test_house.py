@@ -10,7 +10,7 @@ import re
 import pytest
 from conftest import ROOT
 
-GROUND = {"model", "dataset", "utils"}
+GROUND = {"model", "dataset", "utils", "scenery"}
 LAYERS = [GROUND, {"synthetic", "deploy"}, {"evaluate"}, {"train", "viewer", "benchmark"}]
 FILES = sorted(path.stem for path in ROOT.glob("*.py"))
 SCRIPTS = ["train", "evaluate", "viewer", "synthetic", "benchmark"]

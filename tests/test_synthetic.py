@@ -1,0 +1,222 @@
+"""Tests of synthetic.py: the layout, the labels, and that the pictures ask for more than a table of colours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from cityscapesscripts.helpers.annotation import Annotation
+from cityscapesscripts.helpers.labels import id2label, name2label
+from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
+from cityscapesscripts.preparation.json2labelImg import createLabelImage
+from conftest import assert_user_error, run_script
+
+from synthetic import CITIES, draw_scene, write_dataset
+from utils import UserError
+
+COUNTS = {"train": 24, "val": 24, "test": 2}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Returns the content of every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def annotation_of(text: str) -> Annotation:
+    """Returns the converters' form of a polygons.json."""
+    annotation = Annotation()
+    annotation.fromJsonText(text)
+    return annotation
+
+
+def draw(height: int, width: int, seed: int | tuple) -> tuple[np.ndarray, list[dict], np.ndarray]:
+    """Returns a scene's picture, objects and label ids."""
+    image, objects = draw_scene(seed, height, width)
+    text = json.dumps({"imgHeight": height, "imgWidth": width, "objects": objects})
+    return image, objects, np.array(createLabelImage(annotation_of(text), "ids"))
+
+
+def read(path: Path) -> np.ndarray:
+    """Reads a PNG as it is, colours as RGB."""
+    picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    return picture if picture.ndim == 2 else picture[..., 2::-1]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic")
+    write_dataset(folder, 128, 256, *COUNTS.values(), seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pixels(dataset):
+    """The pictures and train ids of the train and the val split."""
+    return {
+        split: (
+            np.stack([read(path) for path in sorted((dataset / "leftImg8bit" / split).rglob("*.png"))]),
+            np.stack([read(path) for path in sorted((dataset / "gtFine" / split).rglob("*_labelTrainIds.png"))]),
+        )
+        for split in ("train", "val")
+    }
+
+
+def test_same_seed_same_bytes(dataset, tmp_path):
+    """A scene that depends on the clock, on a global generator or on the number of scenes cannot be reproduced."""
+    write_dataset(tmp_path, 128, 256, 2, 1, 1, seed=0)
+    whole, part = files_of(dataset), files_of(tmp_path)
+    assert len(part) == 4 * 6
+    assert part == {name: whole[name] for name in part}
+
+
+def test_other_seeds_splits_and_numbers_differ():
+    """A generator that ignores a part of its seed would put training pictures into the val split."""
+    pictures = [draw_scene(seed, 32, 64)[0] for seed in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    for number, picture in enumerate(pictures):
+        assert all((picture != other).any() for other in pictures[:number])
+
+
+def test_layout_is_that_of_cityscapes(dataset):
+    """The official script finds ground truth by its name alone and silently misses what is named otherwise."""
+    expected = set()
+    for split, count in COUNTS.items():
+        for number in range(count):
+            stem = f"{split}/{CITIES[split]}/{CITIES[split]}_{number:06d}_000019"
+            expected.add(f"leftImg8bit/{stem}_leftImg8bit.png")
+            names = "polygons.json", "labelIds.png", "instanceIds.png", "color.png", "labelTrainIds.png"
+            expected.update(f"gtFine/{stem}_gtFine_{name}" for name in names)
+    assert set(files_of(dataset)) == expected
+    assert len(set(CITIES.values())) == 3 and all(city.isalpha() and city.islower() for city in CITIES.values())
+
+
+def test_all_classes_occur(pixels):
+    """A class that no picture shows has an IoU of NaN and is not learnt."""
+    for split, (_, labels) in pixels.items():
+        for train_id in range(19):
+            enough = ((labels == train_id).mean((1, 2)) > 0.001).mean()
+            assert enough >= 0.2, f"{split}: train id {train_id} covers 0.1 % of only {enough:.0%} of the pictures"
+
+
+def test_void_occurs_but_little(pixels):
+    """Without void pixels in the data, code that forgets to ignore them passes every test."""
+    for _, labels in pixels.values():
+        assert 0.001 < (labels == 255).mean() < 0.15
+        assert set(np.unique(labels)) <= {*range(19), 255}
+
+
+def test_label_pictures_are_the_converters_own(dataset):
+    """Polygons drawn by OpenCV instead of Pillow differ from the official labels at every slanted edge."""
+    for path in sorted(dataset.rglob("*_polygons.json"))[::5]:
+        annotation, stem = annotation_of(path.read_text()), str(path).removesuffix("polygons.json")
+        assert "date" not in path.read_text()
+        for name, encoding in (("labelIds", "ids"), ("labelTrainIds", "trainIds"), ("color", "color")):
+            expected = np.array(createLabelImage(annotation, encoding))
+            np.testing.assert_array_equal(read(f"{stem}{name}.png"), expected[..., :3] if name == "color" else expected)
+        instances, ids = read(f"{stem}instanceIds.png"), read(f"{stem}labelIds.png")
+        np.testing.assert_array_equal(instances, np.array(createInstanceImage(annotation, "ids")))
+        assert instances.dtype == np.uint16
+        np.testing.assert_array_equal(np.where(instances >= 1000, instances // 1000, instances), ids)
+        train_ids = np.array([id2label[i].trainId if i >= 0 else 255 for i in range(34)])
+        np.testing.assert_array_equal(read(f"{stem}labelTrainIds.png"), train_ids[ids])
+
+
+def test_colour_alone_does_not_solve_it(pixels):
+    """A set that a table of nineteen colours solves says nothing about a network."""
+    (pictures, labels), (val_pictures, val_labels) = pixels["train"], pixels["val"]
+    means = np.stack([pictures[labels == train_id].mean(0) for train_id in range(19)])
+    seen = val_labels < 19
+    truth, colours = val_labels[seen].astype(int), val_pictures[seen].astype(np.float32)
+    predicted = ((means**2).sum(1) - 2 * colours @ means.T).argmin(1)
+    confusion = np.bincount(19 * truth + predicted, minlength=361).reshape(19, 19)
+    hits = confusion.diagonal()
+    iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
+    assert iou.mean() < 0.25
+
+
+def test_picture_and_label_lie_on_each_other():
+    """Labels that are shifted against the picture by some pixels cost accuracy without an error."""
+    scores = {}
+    scenes = [draw(256, 512, (7, 0, number)) for number in range(6)]
+    for dy, dx in ((0, 0), (0, 3), (0, -3), (3, 0), (-3, 0)):
+        total = 0.0
+        for image, _, labels in scenes:
+            steps = cv2.morphologyEx(cv2.medianBlur(image, 3), cv2.MORPH_GRADIENT, np.ones((3, 3))).max(2)
+            edges = cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0
+            total += steps[np.roll(edges, (dy, dx), (0, 1))].mean()
+        scores[dy, dx] = total
+    best = scores.pop((0, 0))
+    assert best > 1.2 * max(scores.values())
+
+
+def test_drawn_region_is_the_converters():
+    """Polygons whose corners lie outside of the picture or cross are filled differently by different programs."""
+    for seed in range(4):
+        _, objects, labels = draw(128, 256, seed)
+        drawn = np.zeros_like(labels)
+        for item in objects:
+            polygon = np.array(item["polygon"], np.int32)
+            assert len(polygon) >= 3 and polygon.min() >= 0 and (polygon.max(0) < (256, 128)).all()
+            cv2.fillPoly(drawn, [polygon], name2label[item["label"]].id)
+        assert (drawn == labels).mean() >= 0.97
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (100, 333), (333, 100), (1024, 2048)])
+def test_any_size(height, width, tmp_path):
+    """Sizes that are small, odd or upright must not make an object vanish into an error."""
+    write_dataset(tmp_path, height, width, 0, 1, 0, seed=3)
+    (picture,), (labels,) = (tmp_path / "leftImg8bit").rglob("*.png"), tmp_path.rglob("*_labelIds.png")
+    assert read(picture).shape == (height, width, 3) and read(labels).shape == (height, width)
+    assert len(np.unique(read(labels))) >= 5
+
+
+def test_regenerates_over_itself_but_over_nothing_else(tmp_path):
+    """Two data sets mixed in one folder train on labels of the one and pictures of the other."""
+    write_dataset(tmp_path, 32, 64, 2, 0, 0, seed=0)
+    before = files_of(tmp_path)
+    write_dataset(tmp_path, 32, 64, 2, 0, 0, seed=0)
+    assert files_of(tmp_path) == before
+    with pytest.raises(UserError, match="holds another data set"):
+        write_dataset(tmp_path, 32, 64, 1, 0, 0, seed=0)
+    assert files_of(tmp_path) == before
+
+
+def test_nothing_to_write_is_an_error(tmp_path):
+    """A data set without a picture fails only much later, in training."""
+    with pytest.raises(UserError, match="at least one picture"):
+        write_dataset(tmp_path / "set", 32, 64, 0, 0, 0, seed=0)
+    assert not (tmp_path / "set").exists()
+
+
+def test_command_line_writes_and_says_so(tmp_path):
+    """A script that ends without a word leaves its user to search for what it wrote."""
+    flags = ["--height", 32, "--width", 64, "--train", 1, "--val", 1, "--test", 0]
+    result = run_script("synthetic.py", "--output", tmp_path / "set", *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    last = result.stdout.strip().splitlines()[-1]
+    assert "1 train, 1 val and 0 test" in last and str(tmp_path / "set") in last
+    assert len(files_of(tmp_path)) == 12
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--height 16", "--height is 16, expected 32 to 1024"),
+        ("--train -1", "--train is -1, expected 0 to"),
+        ("--output {folder}/file/below", "cannot write to"),
+        ("--output {folder}", "holds another data set"),
+    ],
+)
+def test_mistakes_end_in_one_line(flags, expected, tmp_path):
+    """A traceback, or a half-written folder, is no answer to a mistyped flag."""
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "leftImg8bit").mkdir()
+    (tmp_path / "leftImg8bit" / "aachen.png").write_text("a picture of somebody else's")
+    before = files_of(tmp_path)
+    flags = flags.format(folder=tmp_path).split()
+    result = run_script("synthetic.py", "--output", tmp_path / "set", *flags, cwd=tmp_path)
+    assert_user_error(result, expected)
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert files_of(tmp_path) == before
