@@ -237,7 +237,8 @@ class Run:
 
     def fit(self) -> Scores:
         """Trains to the last epoch; returns the scores of the best weights, whose predictions are then on disk."""
-        for epoch in range(self.epoch + 1, self.args.epochs + 1):
+        epochs = range(1, self.args.epochs + 1)
+        for epoch in tqdm(epochs[self.epoch :], "run", len(epochs), initial=self.epoch, unit="epoch", disable=None):
             train_loss, images_per_s = self.train_epoch(epoch)
             scores = self.validate(write=epoch % self.args.save_step == 0)
             row = {
@@ -251,12 +252,12 @@ class Run:
                 "images_per_s": images_per_s,
             }
             self.finish_epoch(row)
-            print(
+            tqdm.write(  # print, but above the bars where there are any
                 f"epoch {epoch}/{self.args.epochs}  train loss {train_loss:.4f}  val loss {scores.loss:.4f}  "
                 f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %  class mIoU {100 * scores.class_miou:.2f} %  "
-                f"category mIoU {100 * scores.category_miou:.2f} %  {images_per_s:.1f} images/s",
-                flush=True,
+                f"category mIoU {100 * scores.category_miou:.2f} %  {images_per_s:.1f} images/s"
             )
+            sys.stdout.flush()
         self.model.load_state_dict(self.best["model"])
         return self.validate(write=True)
 
