@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataset import IGNORE_INDEX, MEAN, SCALES, STD, DataError, Sample, TrainSet, find_samples
+from augment import Scales, TrainSet
+from dataset import IGNORE_INDEX, MEAN, STD, DataError, Sample, find_samples
 from model import FastSCNN
 from synthetic import write_dataset
 from utils import UserError, count_parameters_and_macs, run_cli, write_file
 
 FRAME = (1024, 2048)
 CROP = (512, 1024)
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data_path", help="frames to read; without it some are drawn at 1024x2048")
-    parser.add_argument("--repeats", type=int, default=21, help="samples that each side makes")
+    parser.add_argument("--repeats", type=int, default=35, help="samples that each side makes")
     parser.add_argument("--json", metavar="FILE", help="write the rows here")
     args = parser.parse_args()
     if args.repeats < 3:
@@ -84,13 +86,13 @@ def alternate(ours: Callable[[int], object], baseline: Callable[[int], object], 
 def loader_row(samples: list[Sample], repeats: int) -> dict:
     """Times one training sample on one core against the original's order of work, with the same scales drawn."""
     cv2.setNumThreads(1)
-    train_set = TrainSet(samples, CROP, seed=0)
+    train_set = TrainSet(samples, CROP, 0, Scales(SCALES, continuous=False))
     rng = np.random.default_rng(0)
     order = [rng.permutation(len(SCALES)) for _ in range(repeats)]
     scales = [SCALES[i] for part in order for i in part][:repeats]  # every scale equally often
 
     def ours(repeat: int) -> None:
-        train_set.scales = (scales[repeat],)
+        train_set.scales = Scales((scales[repeat],), continuous=False)
         train_set[repeat, repeat % len(samples)]
 
     def baseline(repeat: int) -> None:

@@ -1,4 +1,4 @@
-"""What a pixel and a label mean: the Cityscapes label table, its look-up tables, the files on disk, augmentation.
+"""What a pixel and a label mean: the Cityscapes label table, its look-up tables, the files on disk.
 
 Images are RGB uint8 until `normalise`. Labels are train ids 0-18 and IGNORE_INDEX in memory, label ids in files.
 Sizes are (height, width).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 IGNORE_INDEX = 255  # pixels of this train id count nowhere: not in the loss, not in a score
 
@@ -92,7 +92,6 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 MEAN_COLOUR = tuple(round(255 * mean) for mean in MEAN)  # RGB; normalises to about zero
 
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)  # Differs: the paper draws from 0.5 to 2; the original's list
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIX = "_leftImg8bit.png"
 
@@ -253,77 +252,6 @@ def _png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
     return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big"), head[24], head[25]
 
 
-def scale_and_crop(
-    image: np.ndarray, label: np.ndarray, scale: float, crop: tuple[int, int], at: tuple[float, float], flip: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scales a frame, pads it where it is then smaller than the crop, cuts the crop out and may mirror it.
-
-    Only the pixels of the crop are computed. The image is within one grey level of cv2.resize of the whole with
-    INTER_LINEAR. The label is what INTER_NEAREST_EXACT gives, but where a centre falls on the edge between two pixels
-    (plain INTER_NEAREST would shift it by up to half a pixel).
-
-    Args:
-        image, label: (H, W, 3) and (H, W), uint8.
-        scale: of both axes; the scaled size is rounded to pixels.
-        crop: height and width of the result; what the scaled frame does not fill is MEAN_COLOUR and IGNORE_INDEX.
-        at: where the crop lies in the range that it may move in, each from 0 (top, left) to below 1.
-        flip: mirror left and right.
-
-    Returns:
-        (crop_h, crop_w, 3) uint8 and (crop_h, crop_w) uint8, both contiguous.
-    """
-    sizes = [max(1, round(length * scale)) for length in label.shape]
-    y, x = (int(part * (max(size - length, 0) + 1)) for part, size, length in zip(at, sizes, crop, strict=True))
-    # Padding goes to the bottom and the right, as in the original.
-    height, width = (min(size, length) for size, length in zip(sizes, crop, strict=True))
-    step_y, step_x = label.shape[0] / sizes[0], label.shape[1] / sizes[1]
-
-    out_image = np.full((*crop, 3), MEAN_COLOUR, np.uint8)
-    out_label = np.full(crop, IGNORE_INDEX, np.uint8)
-    if sizes == list(label.shape):
-        out_image[:height, :width] = image[y : y + height, x : x + width]
-    else:
-        # The centre of output pixel i lies at (i + 0.5) * step - 0.5 in the source. From OpenCV 5 on warpAffine
-        # interpolates at that very place; before, it rounded to 1/32 of a pixel.
-        matrix = np.array([[step_x, 0, (x + 0.5) * step_x - 0.5], [0, step_y, (y + 0.5) * step_y - 0.5]])
-        how = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderMode": cv2.BORDER_REPLICATE}
-        out_image[:height, :width] = cv2.warpAffine(image, matrix, (width, height), **how)
-    rows = _nearest(y, height, label.shape[0], sizes[0])
-    columns = _nearest(x, width, label.shape[1], sizes[1])
-    out_label[:height, :width] = label[rows][:, columns]
-    if flip:
-        out_image, out_label = cv2.flip(out_image, 1), cv2.flip(out_label, 1)
-    return out_image, out_label
-
-
-def _nearest(start: int, count: int, length: int, scaled: int) -> np.ndarray:
-    """The source pixel of `count` output pixels from `start` on, where `length` pixels are scaled to `scaled`."""
-    # floor((i + 0.5) * length / scaled) in whole numbers, so that no rounding error moves a pixel.
-    return (2 * np.arange(start, start + count) + 1) * length // (2 * scaled)
-
-
-class TrainSet(Dataset):
-    """Random crops for training; a sample depends on (seed, epoch, index) alone. For each, one of `scales` is drawn.
-
-    Items are asked for by (epoch, index): see EpochSampler. They are (crop_h, crop_w, 3) uint8 RGB and
-    (crop_h, crop_w) uint8 train ids.
-    """
-
-    def __init__(self, samples: Sequence[Sample], crop: tuple[int, int], seed: int, scales: Sequence[float] = SCALES):
-        self.samples, self.crop, self.seed, self.scales = list(samples), crop, seed, tuple(scales)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key
-        rng = np.random.default_rng((self.seed, epoch, index))
-        scale = self.scales[rng.integers(len(self.scales))]
-        at, flip = (rng.random(), rng.random()), rng.random() < 0.5
-        image, label = scale_and_crop(*read_pair(self.samples[index]), scale, self.crop, at, flip)
-        return torch.from_numpy(image), torch.from_numpy(label)
-
-
 class FrameSet(Dataset):
     """Whole frames, for validation and prediction: (H, W, 3) uint8 RGB, (H, W) uint8 train ids, and the index."""
 
@@ -336,33 +264,6 @@ class FrameSet(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         image, label = read_pair(self.samples[index])
         return torch.from_numpy(image), torch.from_numpy(label), index
-
-
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) in an order that depends on (seed, epoch) alone.
-
-    The epoch travels with the index because the copies of a data set in persistent loader workers never see an
-    attribute change. The last batch may be smaller; of one frame it is left out, since batch normalisation after the
-    1x1 pooling bin cannot train on it.
-
-    Raises:
-        DataError: there are fewer than two frames, hence no batch.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int):
-        if length < 2:
-            raise DataError(f"found {length} training frame(s), expected at least 2: a batch of one cannot train")
-        self.length, self.batch_size, self.seed, self.epoch = length, batch_size, seed, 0
-
-    def __len__(self) -> int:
-        full, rest = divmod(self.length, self.batch_size)
-        return full + (rest > 1)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        # `length` is no index: the order shares its random stream with no sample.
-        order = np.random.default_rng((self.seed, self.epoch, self.length)).permutation(self.length).tolist()
-        for batch in range(len(self)):
-            yield [(self.epoch, index) for index in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
 
 
 def loader_worker(worker_id: int) -> None:

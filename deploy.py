@@ -14,33 +14,86 @@ from dataset import NUM_CLASSES, normalise
 from model import MIN_SIZE, FastSCNN, convert_original, drop_profiler_buffers, is_original
 from utils import UserError, load_checkpoint
 
+AUX_HEADS = ("aux_shallow.", "aux_context.")
+CLASS_SCORES = ("classifier.conv.", "aux_shallow.classes.", "aux_context.classes.")
 
-def load_model(path: str | Path) -> tuple[FastSCNN, dict]:
-    """Loads a network for inference from what train.py wrote, from a bare state dict, or from the original's weights.
+
+def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """Loads weights from what train.py wrote, from a bare state dict, or from the original repository's weights.
 
     Returns:
-        The network in eval mode on the CPU, and the metadata of the file (empty for a bare state dict).
+        The state dict under our names, and the metadata of the file: align_corners and input_scale at least.
 
     Raises:
-        UserError: the file is missing, damaged, holds code, or belongs to another network.
+        UserError: the file is missing, damaged, or holds code.
     """
     checkpoint = load_checkpoint(path)
+    metadata = {"align_corners": False, "input_scale": 1.0}
     if isinstance(checkpoint.get("model"), dict) and isinstance(checkpoint.get("metadata"), dict):
-        state, metadata = checkpoint["model"], checkpoint["metadata"]
+        state, metadata = checkpoint["model"], {**metadata, **checkpoint["metadata"]}
     else:
-        state, metadata = checkpoint, {}
+        state = checkpoint
     state, dropped = drop_profiler_buffers(state)
     if dropped:
         _say(f"{path}: left out {len(dropped)} buffers of the profiler thop (total_ops, total_params)")
-    align_corners = bool(metadata.get("align_corners", False))
     if is_original(state):
         _say(f"{path}: weights of the original repository, converted (align_corners=True, as they were trained)")
-        state, align_corners = convert_original(state), True
-    aux = any(name.startswith(("aux_shallow.", "aux_context.")) for name in state)
-    model = FastSCNN(NUM_CLASSES, align_corners=align_corners, aux=aux)
+        state, metadata["align_corners"] = convert_original(state), True
+    return state, metadata
+
+
+def build_model(state: dict[str, Tensor], metadata: dict, aux: bool | None = None) -> FastSCNN:
+    """Returns the network that weights belong to, without loading them; aux None: heads if the weights have them."""
+    if aux is None:
+        aux = any(name.startswith(AUX_HEADS) for name in state)
+    return FastSCNN(
+        NUM_CLASSES, align_corners=metadata["align_corners"], aux=aux, input_scale=float(metadata["input_scale"])
+    )
+
+
+def load_model(path: str | Path) -> tuple[FastSCNN, dict]:
+    """Loads a network for inference.
+
+    Returns:
+        The network in eval mode on the CPU, and the metadata of the file.
+
+    Raises:
+        UserError: as load_state, and where the weights belong to another network.
+    """
+    state, metadata = load_state(path)
+    model = build_model(state, metadata)
     check_state(path, state, model.state_dict())
     model.load_state_dict(state)
     return model.eval(), metadata
+
+
+def initial_model(path: str | Path, aux: bool, reset_head: bool) -> FastSCNN:
+    """Returns a network for fine-tuning; what is not taken from the file is random, and said.
+
+    Args:
+        path: the weights.
+        aux: give it auxiliary heads, from the file if it has them.
+        reset_head: leave out class scores of another size than NUM_CLASSES.
+
+    Raises:
+        UserError: as load_model.
+    """
+    state, metadata = load_state(path)
+    model = build_model(state, {**metadata, "input_scale": 1.0}, aux)
+    wanted = model.state_dict()
+    unused = [name for name in state if name.startswith(AUX_HEADS) and name not in wanted]
+    fresh = [name for name in wanted if name.startswith(AUX_HEADS) and name not in state]
+    if reset_head:
+        heads = [name for name in wanted if name.startswith(CLASS_SCORES)]
+        fresh += [name for name in heads if name in state and state[name].shape != wanted[name].shape]
+    for what, names in (("left out", unused), ("random, not from the file", fresh)):
+        if names:
+            _say(f"{path}: {len(names)} tensors {what} ({names[0]} ...)")
+    merged = {name: tensor for name, tensor in state.items() if name not in unused}
+    merged |= {name: wanted[name] for name in fresh}
+    check_state(path, merged, wanted)
+    model.load_state_dict(merged)
+    return model
 
 
 def check_state(path: str | Path, found: dict, expected: dict[str, Tensor]) -> None:

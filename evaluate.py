@@ -9,6 +9,9 @@ import argparse
 import json
 import math
 import os
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,6 +245,15 @@ def confusion_matrix(targets: Tensor, predictions: Tensor) -> Tensor:
     valid = targets != IGNORE_INDEX
     pairs = targets[valid].long() * NUM_CLASSES + predictions[valid].long()
     return torch.bincount(pairs, minlength=NUM_CLASSES**2).view(NUM_CLASSES, NUM_CLASSES)
+
+
+def official_command(data_path: str | Path, results: Path, export: Path) -> str:
+    """Returns the shell command that scores the written predictions with cityscapesScripts."""
+    script = "csEvalPixelLevelSemanticLabeling"
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    variables = {"CITYSCAPES_DATASET": data_path, "CITYSCAPES_RESULTS": results, "CITYSCAPES_EXPORT_DIR": export}
+    words = [f"{name}={shlex.quote(os.path.abspath(value))}" for name, value in variables.items()]
+    return " ".join([*words, shlex.quote(shutil.which(script, path=folders) or script)])
 
 
 def parse_args() -> argparse.Namespace:

@@ -42,11 +42,20 @@ class FastSCNN(nn.Module):
         aux: adds the two auxiliary heads of the paper. In training mode the output is then a list: the logits, those
             at the end of learning_to_downsample and those at the end of global_feature_extractor, all (N, K, H, W).
             In eval mode the heads are not run.
+        input_scale: pictures are enlarged by this before the first layer; the logits are still at their own size. At
+            360x480 the deepest map has 12x15 cells, too few for the context branch. The cost grows with its square.
     """
 
-    def __init__(self, num_classes: int = 19, in_channels: int = 3, align_corners: bool = False, aux: bool = False):
+    def __init__(
+        self,
+        num_classes: int = 19,
+        in_channels: int = 3,
+        align_corners: bool = False,
+        aux: bool = False,
+        input_scale: float = 1.0,
+    ):
         super().__init__()
-        self.align_corners = align_corners
+        self.align_corners, self.input_scale = align_corners, input_scale
         self.learning_to_downsample = LearningToDownsample(in_channels)
         self.global_feature_extractor = GlobalFeatureExtractor(align_corners)
         self.feature_fusion = FeatureFusion(align_corners)
@@ -61,7 +70,10 @@ class FastSCNN(nn.Module):
         return outputs if len(outputs) > 1 else outputs[0]
 
     def heads(self, x: Tensor) -> list[Tensor]:
-        """Returns the logits before upsampling: (N, K, ceil(H/8), ceil(W/8)), then any auxiliary ones."""
+        """Returns the logits before upsampling, (N, K, ceil(H/8), ceil(W/8)) at input_scale 1; then auxiliary ones."""
+        if self.input_scale != 1:
+            size = [round(length * self.input_scale) for length in x.shape[-2:]]
+            x = F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
         shallow = self.learning_to_downsample(x)  #           (N,  64, H/8,  W/8)
         context = self.global_feature_extractor(shallow)  #   (N, 128, H/32, W/32)
         fused = self.feature_fusion(shallow, context)  #      (N, 128, H/8,  W/8)

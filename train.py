@@ -9,7 +9,6 @@ import argparse
 import math
 import os
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -18,25 +17,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import (
-    IGNORE_INDEX,
-    DataError,
-    EpochSampler,
-    Sample,
-    TrainSet,
-    check_samples,
-    default_data_path,
-    find_samples,
-    loader_worker,
-    normalise,
-)
-from deploy import Predictor, check_state
-from evaluate import PredictionWriter, Scores, evaluate, torch_predict
-from model import MIN_SIZE, FastSCNN
+from augment import EpochSampler, Scales, TrainSet, distort_colours
+from dataset import DataError, Sample, check_samples, find_samples, loader_worker, normalise
+from deploy import Predictor, check_state, initial_model
+from evaluate import PredictionWriter, Scores, evaluate, official_command, torch_predict
+from losses import pixel_loss
+from model import FastSCNN
+from optim import learning_rate, make_average, make_optimiser, parameter_groups, scaled_rate
+from plots import plot_confusion, plot_curves
+from recipes import RECIPES, parse_args
 from utils import (
     UserError,
     choose_device,
@@ -49,49 +41,9 @@ from utils import (
     write_csv,
 )
 
-LR = 1e-3  # Differs: the paper trains with SGD and a polynomial schedule. Source: the original's README
 COLUMNS = ("epoch", "train_loss", "val_loss", "pixel_accuracy", "class_miou", "category_miou", "lr", "images_per_s")
-SAME_RUN = ("crop_h", "crop_w", "batch_size", "seed")  # a resumed run must agree on these: they decide its result
-
-
-def parse_args() -> argparse.Namespace:
-    """Reads the command line; the first six flags are the original's, with its names, defaults and meaning."""
-    parser = argparse.ArgumentParser(
-        description="Train Fast-SCNN on data in Cityscapes layout.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--data_path", default=default_data_path(), help="data set in Cityscapes layout")
-    recipe.add_argument("--crop_h", type=int, default=1024, help="crop height for training pictures")
-    recipe.add_argument("--crop_w", type=int, default=2048, help="crop width for training pictures")
-    recipe.add_argument("--batch_size", type=int, default=12, help="crops in each step")
-    recipe.add_argument("--save_step", type=int, default=5, help="epochs between two savings of the val predictions")
-    recipe.add_argument("--epochs", type=int, default=100, help="sweeps over the training split")
-    run = parser.add_argument_group("run")
-    run.add_argument("--resume", metavar="FILE", help="go on from a {crop_h}_{crop_w}_last.pth")
-    run.add_argument("--seed", type=int, default=0, help="of weights, order, crops and dropout")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    run.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="loader processes")
-    run.add_argument("--output_dir", default=".", help="where weights, statistics and predictions go")
-    args = parser.parse_args()
-    _check_args(args)
-    return args
-
-
-def _check_args(args: argparse.Namespace) -> None:
-    for name in ("crop_h", "crop_w"):
-        if getattr(args, name) < MIN_SIZE:
-            raise UserError(f"--{name} is {getattr(args, name)}, expected at least {MIN_SIZE} pixels")
-    if args.batch_size < 2:
-        raise UserError(
-            f"--batch_size is {args.batch_size}, expected at least 2: batch normalisation after the 1x1 pooling bin "
-            "has a single value per channel with one crop"
-        )
-    for name, least in (("save_step", 1), ("epochs", 1), ("seed", 0), ("workers", 0)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name} is {getattr(args, name)}, expected at least {least}")
-    if args.resume and not Path(args.resume).is_file():
-        raise UserError(f"--resume: no file at {args.resume}; leave it out to start a new run")
+# A resumed run must agree on these: they decide its result. --epochs does too where the learning rate depends on it.
+SAME_RUN = ("seed", "train_split", "input_scale", *RECIPES["original"])
 
 
 class Terminated(Exception):
@@ -110,16 +62,31 @@ class Run:
         self.csv_path = self.folder / f"{prefix}_statistics.csv"
         results = os.environ.get("CITYSCAPES_RESULTS") or self.folder / "results"
         self.writer = PredictionWriter(results, val_samples, self.folder / "results_color")
+        self.command = shlex.join(["train.py", *sys.argv[1:]])
+        self.board = open_board(self.folder) if args.tensorboard else None
         self.device = choose_device(args.device)
 
         torch.manual_seed(args.seed)
-        self.model = FastSCNN().to(self.device, memory_format=torch.channels_last)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=LR)
+        aux = args.aux_weight > 0
+        self.model = initial_model(args.init_weights, aux, args.reset_head) if args.init_weights else FastSCNN(aux=aux)
+        self.model.input_scale = args.input_scale
+        self.model.to(self.device, memory_format=torch.channels_last)
+        groups = parameter_groups(self.model, args.weight_decay, args.decay_all)
+        self.peak_lr = scaled_rate(args.lr, args.batch_size, args.base_batch)
+        self.optimiser = make_optimiser(args.optimiser, groups, self.peak_lr)
+        self.average = make_average(self.model, args.ema) if args.ema else None
         self.history: list[dict] = []
         self.best: dict = {"class_miou": -math.inf}
         self.sampler = EpochSampler(len(train_samples), args.batch_size, args.seed)
         self.loader = DataLoader(
-            TrainSet(train_samples, (args.crop_h, args.crop_w), args.seed),
+            TrainSet(
+                train_samples,
+                (args.crop_h, args.crop_w),
+                args.seed,
+                Scales.parse(args.scales),
+                args.max_class_share,
+                args.class_uniform,
+            ),
             batch_sampler=self.sampler,
             num_workers=args.workers,
             worker_init_fn=loader_worker,
@@ -138,15 +105,17 @@ class Run:
             raise UserError(f"--resume: {path} cannot be resumed; expected the {self.last_path.name} of a run")
         now = {**vars(self.args), "train_frames": self.sampler.length}
         changed = [
-            f"{name} {state['args'][name]} (now {now[name]})"
+            f"{name} {state['args'].get(name)} (now {now[name]})"
             for name in (*SAME_RUN, "train_frames")
-            if state["args"][name] != now[name]
+            if state["args"].get(name) != now[name] and not (name == "epochs" and not self.args.power)
         ]
         if changed:
             raise UserError(f"--resume: {path} comes from another run: {', '.join(changed)}; give the same values")
         check_state(path, state["model"], self.model.state_dict())
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.history, self.best = state["history"], state["best"]
 
     @property
@@ -166,12 +135,13 @@ class Run:
         self.model.train()
         losses, pixels, crops, start = [], [], 0, time.perf_counter()
         for images, targets in tqdm(self.loader, desc=f"epoch {epoch}/{self.args.epochs}", leave=False, disable=None):
-            targets = targets.to(self.device, non_blocking=True).long()
-            logits = self.model(normalise(images.to(self.device, non_blocking=True)))
-            loss, valid = cross_entropy(logits, targets)
+            self.set_rate((epoch - 1) * len(self.sampler) + len(losses))
+            loss, valid = self.loss(images, targets)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             self.optimiser.step()
+            if self.average:
+                self.average.update_parameters(self.model)
             losses.append(loss.detach())
             pixels.append(valid)
             crops += len(images)
@@ -181,6 +151,29 @@ class Run:
         counts = torch.stack(pixels).cpu().double()  # in this order: MPS has no double precision
         mean = float((torch.stack(losses).cpu().double() * counts).sum() / counts.sum().clamp(min=1))
         return mean, crops / (time.perf_counter() - start)
+
+    def set_rate(self, step: int) -> None:
+        """Sets the learning rate of a step of the run."""
+        args, steps = self.args, self.args.epochs * len(self.sampler)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, self.peak_lr, args.power, args.warmup_steps, args.min_lr)
+
+    def loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the loss of a batch, auxiliary ones included, and the number of pixels that the main one counts."""
+        targets = targets.to(self.device, non_blocking=True).long()
+        images = distort_colours(images.to(self.device, non_blocking=True), self.args.colour_strength)
+        outputs = self.model(normalise(images))
+        total, count = 0.0, None
+        for index, logits in enumerate(outputs if isinstance(outputs, list) else [outputs]):
+            summed, pixels = pixel_loss(self.args.loss, logits, targets, self.args.label_smoothing)
+            total = total + (self.args.aux_weight if index else 1.0) * summed / pixels.clamp(min=1)
+            count = pixels if count is None else count
+        return total, count
+
+    @property
+    def scored(self) -> torch.nn.Module:
+        """The network that is scored and saved: the average of the weights where there is one."""
+        return self.average.module if self.average else self.model
 
     def _check_finite(self, losses: list[Tensor], epoch: int) -> None:
         finite = torch.isfinite(torch.stack(losses))
@@ -194,44 +187,53 @@ class Run:
 
     def validate(self, write: bool) -> Scores:
         """Scores the validation frames at their full size, and writes the predictions if asked to."""
-        predict = torch_predict(Predictor(self.model, self.device))
+        predict = torch_predict(Predictor(self.scored, self.device))
         return evaluate(predict, self.val_samples, self.args.workers, self.writer if write else None)
 
-    def finish_epoch(self, row: dict) -> None:
-        """Records an epoch: the state to go on from, the best weights, the statistics."""
-        self.history.append(row)
-        if row["class_miou"] > self.best["class_miou"]:
-            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+    def finish_epoch(self, row: dict, scores: Scores) -> None:
+        """Records an epoch: the state to go on from, the best weights, the statistics and their pictures."""
+        history = [*self.history, row]
+        if "epoch" not in self.best or row["class_miou"] > self.best["class_miou"]:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.scored.state_dict().items()}
             self.best = {"class_miou": row["class_miou"], "epoch": row["epoch"], "model": weights}
-        # The state goes first: it alone is needed to write the other two again.
+        # The state goes first: it alone is needed to write the others again.
         save_checkpoint(
             self.last_path,
             {
                 "model": self.model.state_dict(),
                 "metadata": self.metadata(row),
+                "average": self.average.state_dict() if self.average else None,
                 "optimiser": self.optimiser.state_dict(),
-                "history": self.history,
+                "history": history,
                 "best": self.best,
                 "args": {**vars(self.args), "train_frames": self.sampler.length},
             },
         )
+        self.history = history
         self.write_results()
+        plot_confusion(self.folder / "confusion.png", scores.confusion, f"epoch {row['epoch']}, validation")
+        if self.board:
+            for name in COLUMNS[1:]:
+                self.board.add_scalar(name, row[name], row["epoch"])
 
     def write_results(self) -> None:
-        """Writes the best weights, if they are new, and the statistics."""
-        if self.best.get("epoch") == self.epoch or not self.best_path.exists():
+        """Writes the best weights, if they are new, the statistics and the curves."""
+        if self.best["epoch"] == self.epoch or not self.best_path.exists():
             row = self.history[self.best["epoch"] - 1]
             save_checkpoint(self.best_path, {"model": self.best["model"], "metadata": self.metadata(row)})
         write_csv(self.csv_path, COLUMNS, self.history)
+        plot_curves(self.folder / "curves.png", self.history, self.command)
 
     def metadata(self, row: dict) -> dict:
         """What a weight file says of itself, in plain values."""
         return {
             "network": "Fast-SCNN",
             "align_corners": self.model.align_corners,
+            "input_scale": self.model.input_scale,
+            "train_split": self.args.train_split,
             "epoch": row["epoch"],
             "class_miou": row["class_miou"],
-            "command": shlex.join(["train.py", *sys.argv[1:]]),
+            "command": self.command,
             "torch": str(torch.__version__),
         }
 
@@ -251,39 +253,28 @@ class Run:
                 "lr": self.optimiser.param_groups[0]["lr"],
                 "images_per_s": images_per_s,
             }
-            self.finish_epoch(row)
+            self.finish_epoch(row, scores)
             tqdm.write(  # print, but above the bars where there are any
                 f"epoch {epoch}/{self.args.epochs}  train loss {train_loss:.4f}  val loss {scores.loss:.4f}  "
                 f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %  class mIoU {100 * scores.class_miou:.2f} %  "
                 f"category mIoU {100 * scores.category_miou:.2f} %  {images_per_s:.1f} images/s"
             )
             sys.stdout.flush()
-        self.model.load_state_dict(self.best["model"])
+        self.scored.load_state_dict(self.best["model"])
         return self.validate(write=True)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the mean cross-entropy over the pixels that count, and their number.
+def open_board(folder: Path) -> object:
+    """Returns a TensorBoard writer.
 
-    A batch whose pixels are all ignored gives a loss of zero, not NaN.
-
-    Args:
-        logits: (N, K, H, W).
-        targets: (N, H, W) int64 train ids.
+    Raises:
+        UserError: the package is not installed.
     """
-    valid = (targets != IGNORE_INDEX).sum()
-    return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum") / valid.clamp(min=1), valid
-
-
-def official_command(data_path: str | Path, results: Path, export: Path) -> str:
-    """Returns the shell command that scores the written predictions with cityscapesScripts."""
-    script = "csEvalPixelLevelSemanticLabeling"
-    installed = shutil.which(
-        script, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    )
-    variables = {"CITYSCAPES_DATASET": data_path, "CITYSCAPES_RESULTS": results, "CITYSCAPES_EXPORT_DIR": export}
-    words = [f"{name}={shlex.quote(os.path.abspath(value))}" for name, value in variables.items()]
-    return " ".join([*words, shlex.quote(installed or script)])
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+    return SummaryWriter(folder / "tensorboard")
 
 
 def print_start(run: Run, train_samples: Iterable[Sample]) -> None:
@@ -298,7 +289,10 @@ def print_start(run: Run, train_samples: Iterable[Sample]) -> None:
     print(f"Fast-SCNN: {parameters:,} parameters, {macs / 1e9:.2f} G MACs at {args.crop_h}x{args.crop_w} (thop)")
     print(
         f"{run.sampler.length} training and {len(run.val_samples)} validation frames; total batch {args.batch_size}, "
-        f"{len(run.sampler)} steps per epoch, {args.epochs} epochs, Adam, lr {LR:g}, seed {args.seed}",
+        f"{len(run.sampler)} steps per epoch, {args.epochs} epochs, {args.epochs * len(run.sampler)} steps"
+    )
+    print(
+        f"recipe {args.recipe}: {args.optimiser}, lr {run.peak_lr:g}, {args.loss}, seed {args.seed}",
         flush=True,
     )
 
@@ -314,6 +308,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, terminate)
     keep_freed_memory()
     train_samples, val_samples = find_samples(args.data_path, "train"), find_samples(args.data_path, "val")
+    if args.train_split == "train+val":
+        train_samples = train_samples + val_samples
+        print("training on train+val: the validation scores below are on frames seen in training")
     check_samples(train_samples)
     check_samples(val_samples)
     run = Run(args, train_samples, val_samples)

@@ -9,8 +9,9 @@ import pytest
 from conftest import assert_user_error, random_frame, run_script, write_frame
 
 import dataset
+from augment import crop_image, crop_label, place_crop
 from benchmark import alternate, original_order, size_row
-from dataset import find_samples, read_pair, scale_and_crop
+from dataset import find_samples, read_pair
 
 
 def test_both_sides_make_the_same_sample(tmp_path) -> None:
@@ -20,7 +21,9 @@ def test_both_sides_make_the_same_sample(tmp_path) -> None:
     (sample,) = find_samples(tmp_path, "train")
     for scale, flip in ((0.5, False), (1.0, True), (1.75, True)):
         picture, label = original_order(sample, scale, (64, 128), (0.3, 0.9), flip)
-        ours, our_label = scale_and_crop(*read_pair(sample), scale, (64, 128), (0.3, 0.9), flip)
+        frame, frame_label = read_pair(sample)
+        crop = place_crop(frame_label.shape, scale, (64, 128), (0.3, 0.9), flip)
+        ours, our_label = crop_image(frame, crop), crop_label(frame_label, crop)
         assert picture.dtype == np.float32 and label.dtype == np.int64
         assert picture.shape == (3, 64, 128) and label.shape == (64, 128)
         # The original pads before it maps nothing: its labels are the file's ids, and its padding is zero.

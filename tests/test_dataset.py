@@ -1,4 +1,4 @@
-"""Labels, files and augmentation."""
+"""Labels and files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import pytest
 import torch
 from cityscapesscripts.helpers import labels as official
 from conftest import assert_user_error, random_frame, run_script, write_frame
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 import dataset
-from dataset import DataError, EpochSampler, TrainSet, check_samples, find_samples, read_image, read_label, read_pair
+from dataset import DataError, check_samples, find_samples, read_image, read_label, read_pair
 
 
 def test_label_table_is_the_official_one() -> None:
@@ -75,48 +74,6 @@ def test_dummy_labels_of_the_test_split_are_not_read(frames) -> None:
     assert sample.label is None and (read_pair(sample)[1] == 255).all()
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(0, 10**6), st.integers(32, 120), st.integers(32, 120),
-    st.one_of(st.sampled_from(dataset.SCALES), st.floats(0.5, 2.0)),
-    st.tuples(st.integers(32, 130), st.integers(32, 130)),
-    st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)), st.booleans(),
-)  # fmt: skip
-def test_crop_equals_resizing_the_whole(seed, height, width, scale, crop, at, flip) -> None:
-    """Resizing only the crop's pixels must not shift or blur them, and image and label must stay aligned."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (height, width, 3), np.uint8)
-    label = rng.integers(0, 19, (height, width), np.uint8)
-    got_image, got_label = dataset.scale_and_crop(image, label, scale, crop, at, flip)
-
-    size = (round(width * scale), round(height * scale))
-    whole = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    whole_label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
-    pad = [max(0, c - s) for c, s in zip(crop, size[::-1], strict=True)]
-    whole = np.pad(whole, ((0, pad[0]), (0, pad[1]), (0, 0)))
-    whole[size[1] :] = whole[:, size[0] :] = dataset.MEAN_COLOUR
-    whole_label = np.pad(whole_label, ((0, pad[0]), (0, pad[1])), constant_values=255)
-    y, x = (int(p * (s - c + 1)) for p, s, c in zip(at, whole_label.shape, crop, strict=True))
-    window = slice(y, y + crop[0]), slice(x, x + crop[1])
-    step = -1 if flip else 1
-    assert np.abs(whole[window][:, ::step].astype(int) - got_image).max() <= 1
-    # Where a centre falls on the edge between two source pixels, either is nearest.
-    ties = [
-        ((2 * np.arange(start, start + c) + 1) * length) % (2 * s) == 0
-        for start, c, length, s in zip((y, x), crop, label.shape, size[::-1], strict=True)
-    ]
-    clear = ~(ties[0][:, None] | ties[1])[:, ::step]
-    np.testing.assert_array_equal(whole_label[window][:, ::step][clear], got_label[clear])
-    assert got_image.shape == (*crop, 3) and got_label.shape == crop
-
-
-def test_every_crop_position_can_occur(frames) -> None:
-    """An off-by-one in the offset never shows the last row or column of a picture."""
-    image, label = random_frame(np.random.default_rng(2), 40, 50)
-    last, _ = dataset.scale_and_crop(image, label, 1.0, (32, 32), (0.999999, 0.999999), False)
-    np.testing.assert_array_equal(last, image[8:, 18:])
-
-
 def test_normalise_is_the_usual_formula() -> None:
     """Swapped channels or a forgotten 255 train, but weights of others then see wrong colours."""
     images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
@@ -127,37 +84,6 @@ def test_normalise_is_the_usual_formula() -> None:
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert got.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.uint8
     assert dataset.normalise(torch.tensor(dataset.MEAN_COLOUR, dtype=torch.uint8).view(1, 1, 1, 3)).abs().max() < 0.02
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_samples_do_not_depend_on_workers(frames, workers: int) -> None:
-    """Augmentation that draws from a worker's own random state changes with the number of workers."""
-
-    def batches(count: int) -> list[torch.Tensor]:
-        samples = find_samples(frames, "train")
-        sampler = EpochSampler(len(samples), 2, seed=3)
-        loader = DataLoader(
-            TrainSet(samples, (48, 64), seed=3), batch_sampler=sampler, num_workers=count, persistent_workers=count > 0
-        )
-        collected = []
-        for sampler.epoch in (1, 2):
-            collected += [torch.cat([i.flatten(), t.flatten()]) for i, t in loader]
-        return collected
-
-    alone, shared = batches(0), batches(workers)
-    assert len(alone) == 2 and all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
-    assert not torch.equal(alone[0], alone[1])  # another epoch, other crops
-
-
-def test_last_batch_of_one_is_left_out() -> None:
-    """2975 frames in batches of two leave one over, on which batch normalisation cannot train."""
-    sampler = EpochSampler(5, 2, seed=0)
-    assert len(sampler) == 2 and [len(batch) for batch in sampler] == [2, 2]
-    assert [len(batch) for batch in EpochSampler(6, 4, seed=0)] == [4, 2]
-    seen = {index for batch in EpochSampler(6, 4, seed=0) for _, index in batch}
-    assert seen == set(range(6))
-    with pytest.raises(DataError, match="at least 2"):
-        EpochSampler(1, 2, seed=0)
 
 
 @pytest.mark.parametrize("damage", ["half", "no end", "empty", "text"])

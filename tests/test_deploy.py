@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import assert_user_error, run_script
 
-from deploy import Predictor, load_model
+from deploy import Predictor, initial_model, load_model
 from model import FastSCNN
 from utils import UserError, save_checkpoint
 
@@ -18,7 +18,7 @@ def test_own_checkpoint_and_bare_state_dict_give_the_same(weights, tmp_path) -> 
     assert metadata["epoch"] == 3 and not model.training
     torch.save(model.state_dict(), tmp_path / "bare.pth")
     bare, nothing = load_model(tmp_path / "bare.pth")
-    assert nothing == {}
+    assert "epoch" not in nothing and nothing["align_corners"] is False
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         assert torch.equal(model(x), bare(x))
@@ -49,6 +49,18 @@ def test_auxiliary_heads_are_loaded_when_there(tmp_path) -> None:
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))
+
+
+def test_a_head_of_another_size_is_reset_only_when_asked_for(tmp_path, capsys) -> None:
+    """Fine-tuning that leaves a head random without a word, or refuses the weights of another data set for ever."""
+    torch.save(FastSCNN(num_classes=11).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match="2 of another shape"):
+        initial_model(tmp_path / "w.pth", aux=False, reset_head=False)
+    model = initial_model(tmp_path / "w.pth", aux=False, reset_head=True)
+    assert "2 tensors random, not from the file (classifier.conv.weight" in capsys.readouterr().err
+    saved = torch.load(tmp_path / "w.pth")
+    same = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, saved[name])]
+    assert set(saved) - set(same) == {"classifier.conv.weight", "classifier.conv.bias"}
 
 
 def test_predictor_returns_train_ids(weights) -> None:

@@ -11,7 +11,12 @@ import pytest
 from conftest import ROOT
 
 GROUND = {"model", "dataset", "utils", "scenery"}
-LAYERS = [GROUND, {"synthetic", "deploy"}, {"evaluate"}, {"train", "viewer", "benchmark"}]
+LAYERS = [
+    GROUND,
+    {"synthetic", "deploy", "augment", "losses", "optim", "plots"},
+    {"evaluate", "recipes"},
+    {"train", "viewer", "benchmark"},
+]
 FILES = sorted(path.stem for path in ROOT.glob("*.py"))
 SCRIPTS = ["train", "evaluate", "viewer", "synthetic", "benchmark"]
 
@@ -57,28 +62,24 @@ def test_readme_lists_every_flag_with_its_default(name: str, monkeypatch: pytest
     readme = (ROOT / "README.md").read_text()
     (section,) = re.findall(rf"### `{name}\.py`\n(.*?)(?=\n##)", readme, re.DOTALL)
     rows = dict(re.findall(r"^\| `(--\w+)` \| (.*?) \|", section, re.MULTILINE))
-    flags: dict[str, object] = {}
-    record = argparse.ArgumentParser.add_argument
-    group_record = argparse._ArgumentGroup.add_argument
+    flags: dict[str, str] = {}
+    record = argparse._ActionsContainer._add_action
 
-    def note(original):
-        def add(self, *names, **options):
-            action = original(self, *names, **options)
-            flags.update({action.option_strings[0]: action.default} if action.option_strings else {})
-            return action
+    def note(self, action):
+        if action.option_strings and action.dest != "help" and record(self, action):
+            flags[action.option_strings[0]] = action.dest
+        return action if action.dest != "help" else record(self, action)
 
-        return add
-
-    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", note(record))
-    monkeypatch.setattr(argparse._ArgumentGroup, "add_argument", note(group_record))
+    monkeypatch.setattr(argparse._ActionsContainer, "_add_action", note)
     monkeypatch.setattr("sys.argv", [f"{name}.py"])
-    importlib.import_module(name).parse_args()
-    flags = {flag: default for flag, default in flags.items() if flag not in ("-h", "--help")}
+    defaults = vars(importlib.import_module(name).parse_args())
     assert list(rows) == list(flags)
-    for flag, default in flags.items():
+    for flag, dest in flags.items():
         if flag == "--workers":  # depends on the machine
             continue
-        shown = "-" if default is None else "off" if default is False else f"`{default}`"
+        default = defaults[dest]
+        switch = {True: "on", False: "off"}
+        shown = "-" if default is None else switch[default] if isinstance(default, bool) else f"`{default}`"
         assert rows[flag] == shown, flag
 
 

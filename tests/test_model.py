@@ -84,6 +84,19 @@ def test_auxiliary_heads_only_in_training() -> None:
     assert isinstance(FastSCNN(7).train()(x), torch.Tensor)
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.5, 2.0])
+def test_input_scale_enlarges_what_the_network_sees(scale: float) -> None:
+    """Logits at the enlarged size, or an enlargement that happens twice or not at all."""
+    plain = FastSCNN(5).eval()
+    scaled = FastSCNN(5, input_scale=scale).eval()
+    scaled.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 3, 70, 90)
+    larger = F.interpolate(x, (round(70 * scale), round(90 * scale)), mode="bilinear")
+    with torch.no_grad():
+        assert scaled(x).shape == (1, 5, 70, 90)
+        torch.testing.assert_close(scaled.heads(x)[0], plain.heads(larger)[0])
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     """A branch that is built but not used trains nothing and says nothing."""
     model = FastSCNN(4, aux=True).train()

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,8 @@ from conftest import ROOT, assert_user_error, run_script
 
 from dataset import find_samples
 from deploy import load_model
-from train import COLUMNS, Run, cross_entropy
+from recipes import parse_args
+from train import COLUMNS, Run
 from utils import UserError, load_checkpoint
 
 FLAGS = ("--crop_h", 32, "--crop_w", 64, "--batch_size", 2, "--workers", 0, "--device", "cpu", "--seed", 3)
@@ -80,6 +80,27 @@ def test_a_run_leaves_everything_and_the_official_script_agrees(frames, tmp_path
     assert official["averageScoreCategories"] == pytest.approx(float(best["category_miou"]), abs=1e-9)
 
 
+def test_everything_that_a_checkpoint_carries_is_honoured(frames, weights, tmp_path) -> None:
+    """An input scale, an average or a fine-tuned start that training uses and evaluation does not."""
+    flags = ["--init_weights", weights, "--input_scale", 1.5, "--train_split", "train+val", "--aux_weight", 0.4]
+    result = train(frames, tmp_path, *flags, "--ema", 0.9, "--optimiser", "sgd", "--power", 0.9, "--epochs", 2)
+    assert result.returncode == 0, result.stderr
+    assert "seen in training" in result.stdout and "5 training and 2 validation" in result.stdout
+    assert "random, not from the file (aux_shallow" in result.stderr
+    assert all((tmp_path / name).stat().st_size > 5000 for name in ("curves.png", "confusion.png"))
+    model, metadata = load_model(tmp_path / "32_64_model.pth")
+    assert model.input_scale == metadata["input_scale"] == 1.5 and metadata["train_split"] == "train+val"
+    rows = read_csv(tmp_path / "32_64_statistics.csv")
+    assert float(rows[0]["lr"]) > float(rows[1]["lr"])
+    again = run_script(
+        "evaluate.py", "--data_path", frames, "--model_weight", tmp_path / "32_64_model.pth", "--device", "cpu",
+        "--json", tmp_path / "scores.json", "--workers", 0, cwd=tmp_path,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    best = max(float(row["class_miou"]) for row in rows)
+    assert json.loads((tmp_path / "scores.json").read_text())["averageScoreClasses"] == pytest.approx(best, abs=1e-9)
+
+
 def test_results_variable_and_stale_prediction(frames, tmp_path) -> None:
     """$CITYSCAPES_RESULTS ignored, or a second PNG of a frame found out by the official script after the run."""
     results = tmp_path / "elsewhere"
@@ -91,14 +112,21 @@ def test_results_variable_and_stale_prediction(frames, tmp_path) -> None:
     assert_user_error(again, "valstadt_000000_000000_result.png", "second prediction")
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)], ids=["SIGINT", "SIGTERM"])
-def test_interrupted_and_resumed_run_ends_the_same(frames, tmp_path, number, workers: int) -> None:
+EVERYTHING = ("--recipe", "strong", "--epochs", 4, "--colour_strength", 1, "--max_class_share", 0.9)
+
+
+@pytest.mark.parametrize(
+    ("number", "workers", "extra"),
+    [(signal.SIGINT, 2, EVERYTHING), (signal.SIGTERM, 0, ("--epochs", 4))],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_interrupted_and_resumed_run_ends_the_same(frames, tmp_path, number, workers: int, extra) -> None:
     """A resume that repeats crops, loses optimiser state or doubles CSV rows gives another network in silence."""
-    straight = train(frames, tmp_path / "straight", "--epochs", 4)
+    straight = train(frames, tmp_path / "straight", *extra)
     assert straight.returncode == 0, straight.stderr
 
     cut = tmp_path / "cut"
-    flags = [*map(str, FLAGS), "--workers", str(workers), "--epochs", "4"]
+    flags = [*map(str, FLAGS), "--workers", str(workers), *map(str, extra)]
     command = [sys.executable, str(ROOT / "train.py"), "--data_path", str(frames), "--output_dir", str(cut), *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -111,7 +139,7 @@ def test_interrupted_and_resumed_run_ends_the_same(frames, tmp_path, number, wor
     assert process.returncode == (130 if number == signal.SIGINT else 143), errors
     assert "--resume" in errors and "Traceback" not in errors
 
-    resumed = train(frames, cut, "--epochs", 4, "--resume", cut / "32_64_last.pth")
+    resumed = train(frames, cut, *extra, "--resume", cut / "32_64_last.pth")
     assert resumed.returncode == 0 and "resumed after epoch" in resumed.stdout, resumed.stderr
     for name in ("32_64_model.pth", "32_64_last.pth"):
         assert_same_weights(tmp_path / "straight" / name, cut / name)
@@ -182,25 +210,12 @@ def test_crop_larger_than_any_scaled_picture_is_padded(frames, tmp_path) -> None
     assert result.returncode == 0 and (tmp_path / "160_224_model.pth").exists(), result.stderr
 
 
-def test_loss_counts_only_labelled_pixels() -> None:
-    """The mean over all pixels makes the loss depend on how much is ignored; an all-ignored batch gives NaN."""
-    logits = torch.randn(2, 19, 4, 5, requires_grad=True)
-    targets = torch.randint(0, 19, (2, 4, 5))
-    targets[0] = 255
-    loss, valid = cross_entropy(logits, targets)
-    assert valid == 20
-    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits[1:], targets[1:]))
-    nothing, none = cross_entropy(logits, torch.full_like(targets, 255))
-    nothing.backward()
-    assert nothing == 0 and none == 0 and logits.grad.abs().sum() == 0
-
-
 def test_loss_that_is_not_finite_stops_with_its_place(frames, tmp_path) -> None:
     """A NaN that trains on for hours and overwrites the last good state."""
-    args = Namespace(crop_h=32, crop_w=64, batch_size=2, save_step=5, epochs=3, seed=0, device="cpu", workers=0,
-                     output_dir=str(tmp_path), data_path=str(frames))  # fmt: skip
+    flags = [*map(str, FLAGS), "--data_path", str(frames), "--output_dir", str(tmp_path)]
+    args = parse_args(flags)
     run = Run(args, find_samples(frames, "train") * 4, find_samples(frames, "val"))
-    run.optimiser.param_groups[0]["lr"] = math.inf
+    run.peak_lr = math.inf
     with pytest.raises(UserError, match=r"epoch 1, step 2, lr inf"):
         run.train_epoch(1)
     assert not run.last_path.exists()

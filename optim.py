@@ -1,0 +1,73 @@
+"""How the weights change: optimiser, learning rate as a function of the step, average of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim import swa_utils
+
+
+def learning_rate(
+    step: int, steps: int, peak: float, power: float = 0.0, warmup_steps: int = 0, min_lr: float = 0.0
+) -> float:
+    """Returns the learning rate of a step: a linear rise, then (1 - step / steps) ** power, never below min_lr.
+
+    Args:
+        step: 0 is the first of the run.
+        steps: of the whole run.
+        peak: the highest rate.
+        power: 0 leaves the rate constant. Paper: 0.9.
+        warmup_steps: the rise.
+        min_lr: lower limit after the rise.
+    """
+    rise = min(1.0, (step + 1) / (warmup_steps + 1))
+    return rise * max(min_lr, peak * (1 - step / steps) ** power)
+
+
+def scaled_rate(lr: float, batch: int, base_batch: int) -> float:
+    """Returns the rate for a total batch when `lr` is meant for base_batch; 0 stands for "as it is"."""
+    return lr * batch / base_batch if base_batch else lr
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> list[dict]:
+    """Sorts the parameters into those that decay and those that do not.
+
+    Args:
+        model: the network.
+        weight_decay: of those that decay.
+        decay_all: all do. Otherwise depthwise convolutions, biases and batch normalisation are spared. Paper: the
+            depthwise convolutions are. Source: for the other two, common practice (arXiv 1812.01187).
+    """
+    depthwise = {m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1}
+    decayed, spared = [], []
+    for parameter in model.parameters():
+        spare = not decay_all and (parameter.ndim < 2 or parameter in depthwise)
+        (spared if spare else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimiser(name: str, groups: list[dict], lr: float) -> torch.optim.Optimizer:
+    """Returns Adam, AdamW or SGD with momentum 0.9 (Paper: 0.9)."""
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](groups, lr=lr)
+
+
+def make_average(model: nn.Module, decay: float) -> swa_utils.AveragedModel:
+    """Returns an exponential moving average of weights and of batch-normalisation statistics.
+
+    Over the first steps the decay is lower, (1 + n) / (10 + n) after n updates, so that the average is not that of the
+    random weights at the start.
+    """
+
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
+        # In tensors, so that a GPU need not wait for the count.
+        step = 1 - torch.clamp((1 + count) / (10 + count), max=decay)
+        for average, tensor in zip(averaged, current, strict=True):
+            if average.is_floating_point():
+                average.lerp_(tensor, step.to(average.dtype))
+            else:
+                average.copy_(tensor)
+
+    return swa_utils.AveragedModel(model, multi_avg_fn=update, use_buffers=True)

@@ -1,0 +1,85 @@
+"""Pictures of a run: its curves, and its confusion matrix. Drawn without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from dataset import CLASSES
+from utils import write_file
+
+
+def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
+    """Draws losses, scores and learning rate over the epochs.
+
+    Args:
+        path: PNG to write.
+        history: a row per epoch, as in the statistics file.
+        title: printed above.
+    """
+    epochs = [row["epoch"] for row in history]
+    figure, (loss, score, rate) = plt.subplots(1, 3, figsize=(13, 3.6), dpi=100, layout="constrained")
+    for name, label in (("train_loss", "training"), ("val_loss", "validation")):
+        loss.plot(epochs, [row[name] for row in history], ".-", label=label, markersize=3)
+    loss.set_title("loss")
+    for name, label in (
+        ("pixel_accuracy", "pixel accuracy"),
+        ("category_miou", "category mIoU"),
+        ("class_miou", "class mIoU"),
+    ):
+        score.plot(epochs, [100 * row[name] for row in history], ".-", label=label, markersize=3)
+    best = max(history, key=lambda row: row["class_miou"])
+    score.plot(best["epoch"], 100 * best["class_miou"], "o", color="C2", fillstyle="none")
+    score.annotate(f"{100 * best['class_miou']:.2f}", (best["epoch"], 100 * best["class_miou"]), xytext=(0, 7),
+                   textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
+    score.set_title("validation scores, %")
+    rate.plot(epochs, [row["lr"] for row in history], ".-", markersize=3)
+    rate.set_title("learning rate at the end of the epoch")
+    rate.set_ylim(bottom=0)
+    for axes in (loss, score, rate):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    loss.legend()
+    score.legend()
+    figure.suptitle(title, fontsize=9)
+    _save(figure, path)
+
+
+def plot_confusion(path: str | Path, confusion: np.ndarray, title: str) -> None:
+    """Draws a confusion matrix as shares of each ground-truth row, in percent.
+
+    Args:
+        path: PNG to write.
+        confusion: (K, K) pixel counts, rows ground truth, columns predictions.
+        title: printed above.
+    """
+    totals = confusion.sum(1, keepdims=True)
+    shares = 100 * confusion / np.maximum(totals, 1)
+    names = [label.name for label in CLASSES]
+    figure, axes = plt.subplots(figsize=(9.5, 8.6), dpi=100, layout="constrained")
+    axes.imshow(np.where(totals > 0, shares, np.nan), cmap="Blues", vmin=0, vmax=100)
+    for row, column in np.argwhere((shares >= 0.5) & (totals > 0)):
+        colour = "white" if shares[row, column] > 60 else "black"
+        axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    absent = [i for i in range(len(names)) if not totals[i, 0]]
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), [f"{name} (absent)" if i in absent else name for i, name in enumerate(names)])
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("ground truth")
+    axes.set_title(f"{title}\nshare of each ground-truth class, %", fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    write_file(path, buffer.getvalue())

@@ -1,0 +1,132 @@
+"""What a run is asked to do: the recipes, the flags that override them, and the checks of both."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+
+from augment import Scales
+from dataset import default_data_path
+from losses import LOSSES
+from model import MIN_SIZE
+from utils import UserError
+
+OPTIMISERS = ("adam", "adamw", "sgd")
+
+# Each recipe is the defaults of the flags of the same names. Expected Cityscapes val class mIoU: see the README.
+RECIPES: dict[str, dict[str, object]] = {
+    # Source: github.com/leftthomas/FastSCNN, README. Reported: 58.0 after 100 epochs of 1024x2048 crops.
+    "original": {
+        "crop_h": 1024, "crop_w": 2048, "batch_size": 12, "epochs": 100, "scales": "0.5,0.75,1,1.25,1.5,1.75,2",
+        "colour_strength": 0.0, "max_class_share": 1.0, "class_uniform": 0.0, "loss": "cross_entropy",
+        "label_smoothing": 0.0, "aux_weight": 0.0, "optimiser": "adam", "lr": 1e-3, "base_batch": 0,
+        "weight_decay": 0.0, "decay_all": True, "power": 0.0, "warmup_steps": 0, "min_lr": 0.0, "ema": 0.0,
+    },
+    # Paper: section 4.1; weight decay 4e-5 spares depthwise convolutions. Reported: 68.6 on val with fine labels.
+    "paper": {
+        "crop_h": 1024, "crop_w": 2048, "batch_size": 12, "epochs": 1000, "scales": "0.5-2",
+        "colour_strength": 1.0, "max_class_share": 1.0, "class_uniform": 0.0, "loss": "cross_entropy",
+        "label_smoothing": 0.0, "aux_weight": 0.4, "optimiser": "sgd", "lr": 0.045, "base_batch": 12,
+        "weight_decay": 4e-5, "decay_all": False, "power": 0.9, "warmup_steps": 0, "min_lr": 0.0, "ema": 0.0,
+    },
+    # Ours: see docs/experiments.md.
+    "strong": {
+        "crop_h": 512, "crop_w": 1024, "batch_size": 12, "epochs": 1000, "scales": "0.5-2",
+        "colour_strength": 0.5, "max_class_share": 1.0, "class_uniform": 0.5, "loss": "cross_entropy",
+        "label_smoothing": 0.0, "aux_weight": 0.4, "optimiser": "adamw", "lr": 2e-3, "base_batch": 12,
+        "weight_decay": 0.01, "decay_all": False, "power": 0.9, "warmup_steps": 100, "min_lr": 1e-5, "ema": 0.99,
+    },
+}  # fmt: skip
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line; the defaults that --help shows are those of the recipe that is named beside it.
+
+    Raises:
+        UserError: a value makes no sense.
+    """
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--recipe", choices=RECIPES, default="original")
+    recipe = first.parse_known_args(arguments)[0].recipe
+    parser = argparse.ArgumentParser(
+        description="Train Fast-SCNN on data in Cityscapes layout.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_recipe_flags(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument("--train_split", default="train", choices=("train", "train+val"), help="frames to train on")
+    run.add_argument("--init_weights", metavar="FILE", help="start from these weights instead of random ones")
+    run.add_argument("--reset_head", action=argparse.BooleanOptionalAction, default=False,
+                     help="leave a head of another size in --init_weights out")  # fmt: skip
+    run.add_argument("--input_scale", type=float, default=1.0, help="the network sees pictures enlarged by this")
+    run.add_argument("--resume", metavar="FILE", help="go on from a {crop_h}_{crop_w}_last.pth")
+    run.add_argument("--seed", type=int, default=0, help="of weights, order, crops and dropout")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    run.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="loader processes")
+    run.add_argument("--output_dir", default=".", help="where weights, statistics and predictions go")
+    run.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=False,
+                     help="also write TensorBoard events (needs the package tensorboard)")  # fmt: skip
+    parser.set_defaults(**RECIPES[recipe])
+    args = parser.parse_args(arguments)
+    _check(args)
+    return args
+
+
+def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("recipe: data")
+    data.add_argument("--recipe", choices=RECIPES, default="original", help="sets the defaults of the flags below")
+    data.add_argument("--data_path", default=default_data_path(), help="data set in Cityscapes layout")
+    data.add_argument("--crop_h", type=int, help="crop height for training pictures")
+    data.add_argument("--crop_w", type=int, help="crop width for training pictures")
+    data.add_argument("--batch_size", type=int, help="crops in each step")
+    data.add_argument("--save_step", type=int, default=5, help="epochs between two savings of the val predictions")
+    data.add_argument("--epochs", type=int, help="sweeps over the training split")
+    data.add_argument("--scales", help="scales of the crops: a list as 0.5,1,2 or a range as 0.5-2")
+    data.add_argument("--colour_strength", type=float, help="photometric distortion, 0 for none to 1")
+    data.add_argument("--max_class_share", type=float, help="draw a crop again if one class covers more; 1: never")
+    data.add_argument("--class_uniform", type=float, help="share of the crops centred on a class drawn evenly")
+    loss = parser.add_argument_group("recipe: loss and optimiser")
+    loss.add_argument("--loss", choices=LOSSES, help="what is minimised")
+    loss.add_argument("--label_smoothing", type=float, help="probability spread over all classes")
+    loss.add_argument("--aux_weight", type=float, help="weight of each auxiliary loss; 0: no auxiliary heads")
+    loss.add_argument("--optimiser", choices=OPTIMISERS, help="SGD has a momentum of 0.9")
+    loss.add_argument("--lr", type=float, help="highest learning rate, for a total batch of --base_batch")
+    loss.add_argument("--base_batch", type=int, help="the rate scales with total batch / this; 0: it is taken as is")
+    loss.add_argument("--weight_decay", type=float, help="decay of the weights")
+    loss.add_argument("--decay_all", action=argparse.BooleanOptionalAction,
+                      help="decay depthwise convolutions, biases and batch norm too")  # fmt: skip
+    loss.add_argument("--power", type=float, help="of the polynomial schedule; 0: constant")
+    loss.add_argument("--warmup_steps", type=int, help="steps in which the rate rises linearly from zero")
+    loss.add_argument("--min_lr", type=float, help="the schedule stays above this")
+    loss.add_argument("--ema", type=float, help="decay of the average of the weights that is scored; 0: no average")
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.batch_size < 2:
+        raise UserError(
+            f"--batch_size is {args.batch_size}, expected at least 2: batch normalisation after the 1x1 pooling bin "
+            "has a single value per channel with one crop"
+        )
+    for name, low, high in (
+        ("crop_h", MIN_SIZE, math.inf), ("crop_w", MIN_SIZE, math.inf), ("save_step", 1, math.inf),
+        ("epochs", 1, math.inf), ("seed", 0, math.inf), ("workers", 0, math.inf), ("colour_strength", 0, 1),
+        ("max_class_share", 0.05, 1), ("class_uniform", 0, 1), ("label_smoothing", 0, 0.99), ("aux_weight", 0, 10),
+        ("lr", 1e-9, 10), ("base_batch", 0, math.inf), ("weight_decay", 0, 1), ("power", 0, 10),
+        ("warmup_steps", 0, math.inf), ("min_lr", 0, args.lr), ("ema", 0, 0.99999), ("input_scale", 0.25, 8),
+    ):  # fmt: skip
+        value = getattr(args, name)
+        if not low <= value <= high:  # NaN is in no range
+            limits = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+            raise UserError(f"--{name} is {value:g}, expected {limits}")
+    try:
+        Scales.parse(args.scales)
+    except ValueError as error:
+        raise UserError(f"--scales: {error}; expected a list as 0.5,1,2 or a range as 0.5-2") from None
+    for name in ("resume", "init_weights"):
+        path = getattr(args, name)
+        if path and not Path(path).is_file():
+            raise UserError(f"--{name}: no file at {path}; leave it out to start a new run")
+    if args.resume and args.init_weights:
+        raise UserError("--resume and --init_weights were both given; a resumed run has its weights: leave one out")

@@ -1,0 +1,66 @@
+"""Losses against their definitions, and where nothing counts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from losses import LOSSES, OHEM_LEAST_SHARE, OHEM_PROBABILITY, pixel_loss
+
+
+def example(seed: int = 0, ignored: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that ask for a gradient, and targets of which a share is ignored."""
+    torch.manual_seed(seed)
+    targets = torch.randint(0, 19, (2, 6, 7))
+    targets[torch.rand(targets.shape) < ignored] = 255
+    return (3 * torch.randn(2, 19, 6, 7)).requires_grad_(), targets
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ignored_pixels_count_nowhere(name: str) -> None:
+    """A loss that changes with the logits of ignored pixels trains on labels that do not exist."""
+    logits, targets = example()
+    loss, count = pixel_loss(name, logits, targets)
+    loss.backward()
+    ignored = (targets == 255).unsqueeze(1).expand_as(logits)
+    assert logits.grad[ignored].abs().sum() == 0 and logits.grad[~ignored].abs().sum() > 0
+    if name != "ohem":
+        assert count == (targets != 255).sum()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_labelled_gives_zero_and_no_nan(name: str) -> None:
+    """A batch of ignored pixels alone divides by zero, and one NaN ends a run."""
+    logits, targets = example(ignored=1.1)
+    loss, count = pixel_loss(name, logits, targets)
+    (loss / count.clamp(min=1)).backward()
+    assert loss == 0 and count == 0 and logits.grad.abs().sum() == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.1]))
+def test_binary_cross_entropy_is_the_one_hot_form(seed: int, smoothing: float) -> None:
+    """The form without a one-hot target must equal the definition."""
+    logits, targets = example(seed)
+    valid = targets != 255
+    hot = F.one_hot(targets.where(valid, 0), 19).permute(0, 3, 1, 2).float() * (1 - smoothing) + smoothing / 19
+    expected = (F.binary_cross_entropy_with_logits(logits, hot, reduction="none").sum(1) * valid).sum()
+    torch.testing.assert_close(pixel_loss("bce", logits, targets, smoothing)[0], expected)
+
+
+def test_ohem_keeps_the_hard_pixels_and_at_least_a_share() -> None:
+    """Hard example mining that keeps the easy ones, or none once all are easy."""
+    logits, targets = example()
+    losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=255)[targets != 255]
+    hard = losses[losses > -math.log(OHEM_PROBABILITY)]
+    loss, count = pixel_loss("ohem", logits, targets)
+    torch.testing.assert_close(loss, hard.sum())
+    assert count == len(hard)
+    easy = 50 * F.one_hot(targets.clamp(max=18), 19).permute(0, 3, 1, 2).float()
+    _, few = pixel_loss("ohem", easy, targets)
+    assert few == math.ceil(OHEM_LEAST_SHARE * int((targets != 255).sum()))

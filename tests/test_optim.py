@@ -1,0 +1,84 @@
+"""The learning rate as a function of the step, decay, and the average of the weights."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import FastSCNN
+from optim import learning_rate, make_average, make_optimiser, parameter_groups, scaled_rate
+
+
+@given(st.integers(1, 5000), st.floats(0, 2), st.integers(0, 300), st.floats(0, 0.01))
+def test_rate_stays_in_its_limits(steps: int, power: float, warmup: int, least: float) -> None:
+    """A complex number past the last step, a rate below the minimum, a jump after the warm-up."""
+    rates = [learning_rate(step, steps, 0.01, power, warmup, least) for step in range(steps)]
+    assert all(0 < rate <= 0.01 + 1e-12 for rate in rates)
+    assert all(rate >= least - 1e-12 for rate in rates[warmup:])
+    after = rates[warmup:]
+    assert all(a >= b - 1e-15 for a, b in pairwise(after))
+
+
+def test_rate_at_known_steps() -> None:
+    """The published formula: base * (1 - step / steps) ** 0.9."""
+    assert learning_rate(0, 100, 0.045, 0.9) == pytest.approx(0.045)
+    assert learning_rate(50, 100, 0.045, 0.9) == pytest.approx(0.045 * 0.5**0.9)
+    assert learning_rate(99, 100, 1e-3) == pytest.approx(1e-3)
+    assert learning_rate(1, 100, 1.0, 0.0, 3) == pytest.approx(0.5)
+
+
+def test_rate_scales_with_the_total_batch() -> None:
+    """Batch 32 at the rate of batch 12 lost nine points for several people."""
+    assert scaled_rate(0.045, 32, 12) == pytest.approx(0.12)
+    assert scaled_rate(1e-3, 4, 0) == 1e-3
+
+
+def test_decay_spares_what_it_should() -> None:
+    """Decay on depthwise convolutions, biases or batch norm where the recipe spares them, or a parameter left out."""
+    model = FastSCNN(aux=True)
+    decayed, spared = parameter_groups(model, 0.1, decay_all=False)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+    assert all(p.ndim == 4 and (p.shape[1] > 1 or p.shape[0] < 2) for p in decayed["params"])
+    assert any(p.ndim == 4 and p.shape[1] == 1 for p in spared["params"])
+    (everything,) = parameter_groups(model, 0.1, decay_all=True)
+    assert len(everything["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_every_optimiser_lowers_a_loss(name: str) -> None:
+    """A name that gives another optimiser, or one without its momentum."""
+    model = torch.nn.Linear(3, 1)
+    optimiser = make_optimiser(name, parameter_groups(model, 0.0, True), 0.05)
+    x, y = torch.ones(4, 3), torch.full((4, 1), 2.0)
+    losses = []
+    for _ in range(20):
+        loss = (model(x) - y).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] and type(optimiser).__name__.lower() == name
+
+
+def test_average_follows_weights_and_statistics() -> None:
+    """An average without batch-norm statistics scores a network that never existed."""
+    model = FastSCNN(3)
+    average = make_average(model, 0.9)
+    name, statistic = "classifier.conv.weight", "learning_to_downsample.conv.1.running_mean"
+    start = model.state_dict()[name].clone()
+    average.update_parameters(model)  # the first update copies
+    with torch.no_grad():
+        model.state_dict()[name].add_(1)
+        model.state_dict()[statistic].add_(1)
+        model.state_dict()["learning_to_downsample.conv.1.num_batches_tracked"].add_(5)
+    average.update_parameters(model)
+    got = average.module.state_dict()
+    rate = 1 - min(0.9, 2 / 11)
+    torch.testing.assert_close(got[name], start + rate)
+    assert got[statistic].mean() == pytest.approx(rate, abs=1e-5)
+    assert got["learning_to_downsample.conv.1.num_batches_tracked"] == 5

@@ -1,0 +1,54 @@
+"""Recipes as defaults, and what is refused before anything is trained."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import assert_user_error, run_script
+
+from recipes import RECIPES, parse_args
+from utils import UserError
+
+
+def test_every_recipe_sets_every_flag() -> None:
+    """A flag that one recipe forgets takes whatever argparse leaves there: None."""
+    assert len({frozenset(recipe) for recipe in RECIPES.values()}) == 1
+    for name, recipe in RECIPES.items():
+        args = vars(parse_args(["--recipe", name]))
+        assert {flag: args[flag] for flag in recipe} == recipe
+        assert None not in [args[flag] for flag in recipe]
+
+
+def test_single_flags_override_the_recipe() -> None:
+    """A recipe that wins over what was asked for."""
+    args = parse_args(["--recipe", "paper", "--lr", "0.1", "--epochs", "7", "--decay_all"])
+    assert (args.lr, args.epochs, args.decay_all, args.optimiser, args.power) == (0.1, 7, True, "sgd", 0.9)
+
+
+def test_the_original_is_the_default() -> None:
+    """The original's command line must go on to train the original's way."""
+    args = parse_args([])
+    assert (args.recipe, args.optimiser, args.lr, args.power, args.aux_weight) == ("original", "adam", 1e-3, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--lr 0", "--lr nan", "--lr 100", "--weight_decay -1", "--epochs 0", "--scales 2-0.5", "--scales x",
+        "--scales 0.01,1", "--aux_weight -0.4", "--label_smoothing 1", "--ema 1", "--colour_strength 2",
+        "--class_uniform 1.5", "--max_class_share 0", "--input_scale 0", "--min_lr 1", "--power -1",
+        "--warmup_steps -1", "--resume none.pth", "--init_weights none.pth",
+    ],
+)  # fmt: skip
+def test_values_that_make_no_sense_name_the_flag(flags: str) -> None:
+    """A learning rate of zero trains for a day and learns nothing."""
+    with pytest.raises(UserError) as error:
+        parse_args(flags.split())
+    assert str(error.value).startswith(flags.split()[0]) and "\n" not in str(error.value)
+
+
+def test_unknown_names_list_the_choices(tmp_path) -> None:
+    """A misspelt recipe must not train as another one."""
+    for flags in (["--recipe", "best"], ["--loss", "dice"], ["--optimiser", "lion"]):
+        result = run_script("train.py", *flags, cwd=tmp_path)
+        assert result.returncode == 2 and "invalid choice" in result.stderr and "choose from" in result.stderr
+    assert_user_error(run_script("train.py", "--lr", "0", cwd=tmp_path), "--lr is 0", "expected")
