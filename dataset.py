@@ -147,6 +147,12 @@ def find_samples(data_path: str | Path, split: str) -> list[Sample]:
     return [Sample(name, path, either[name], name not in ids) for name, path in images.items()]
 
 
+def train_ids_note(samples: Sequence[Sample]) -> str:
+    """Returns a line to print where labels are read from labelTrainIds, else an empty string."""
+    count = sum(sample.label_is_train_ids for sample in samples)
+    return f"{count} of {len(samples)} frames have no labelIds file: their labelTrainIds are read" if count else ""
+
+
 def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
     """The files <city>/<name><suffix> below a folder by their name, sorted."""
     found = {path.name.removesuffix(suffix): path for path in folder.glob(f"*/*{suffix}")}

@@ -40,6 +40,7 @@ from dataset import (
     default_data_path,
     find_samples,
     loader_worker,
+    train_ids_note,
 )
 from deploy import Predictor, check_size, load_model
 from utils import UserError, choose_device, run_cli, writable_folder, write_file
@@ -294,6 +295,9 @@ def main() -> int:
     if args.json:
         writable_folder(Path(args.json).absolute().parent)
 
+    note = train_ids_note(samples)
+    if note:
+        print(note)
     epoch = f", epoch {metadata['epoch']}" if "epoch" in metadata else ""
     print(f"{args.model_weight}{epoch} on {args.data_path}, {args.split}: {len(samples)} frames, {predictor.device}")
     scores = evaluate(torch_predict(predictor), samples, args.workers, writer)

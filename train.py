@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from augment import EpochSampler, Scales, TrainSet, distort_colours
-from dataset import DataError, Sample, check_samples, find_samples, loader_worker, normalise
+from dataset import DataError, Sample, check_samples, find_samples, loader_worker, normalise, train_ids_note
 from deploy import Predictor, check_state, initial_model
 from evaluate import PredictionWriter, Scores, evaluate, official_command, torch_predict
 from losses import pixel_loss
@@ -277,14 +277,14 @@ def open_board(folder: Path) -> object:
     return SummaryWriter(folder / "tensorboard")
 
 
-def print_start(run: Run, train_samples: Iterable[Sample]) -> None:
+def print_start(run: Run, train_samples: Sequence[Sample]) -> None:
     """Prints what is about to be trained, on what, and from which data."""
     args, device = run.args, run.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     parameters, macs = count_parameters_and_macs(run.model, args.crop_h, args.crop_w)
-    train_ids = sum(sample.label_is_train_ids for sample in [*train_samples, *run.val_samples])
-    if train_ids:
-        print(f"{train_ids} frames have no labelIds file: their labelTrainIds are read, which may differ slightly")
+    note = train_ids_note([*train_samples, *run.val_samples])
+    if note:
+        print(note)
     print(f"device {device} ({name}), torch {torch.__version__}")
     print(f"Fast-SCNN: {parameters:,} parameters, {macs / 1e9:.2f} G MACs at {args.crop_h}x{args.crop_w} (thop)")
     print(

@@ -22,6 +22,7 @@ from dataset import (
     default_data_path,
     read_image,
     read_pair,
+    train_ids_note,
 )
 from deploy import Predictor, check_size, load_model
 from evaluate import encode_png
@@ -160,7 +161,8 @@ def main() -> int:
     panels = (
         "overlay" if args.overlay else "input | prediction" if label is None else "input | ground truth | prediction"
     )
-    print(f"{path}: {panels}")
+    note = train_ids_note([sample])
+    print("\n".join([*([note] if note else []), f"{path}: {panels}"]))
     return 0
 
 

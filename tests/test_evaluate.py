@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dataset import CLASSES, LABELS, NUM_CLASSES, Sample, find_samples
+from dataset import CLASSES, ID_TO_TRAIN_ID, LABELS, NUM_CLASSES, Sample, find_samples
 from evaluate import PredictionWriter, Scores, confusion_matrix, evaluate
 from utils import UserError
 
@@ -147,6 +147,27 @@ def test_command_line_agrees_with_the_official_script(frames, weights, tmp_path)
     assert len(list((tmp_path / "results").rglob("*.png"))) == 2
     predicted = cv2.imread(str(next((tmp_path / "results").glob("*.png"))), cv2.IMREAD_UNCHANGED)
     assert predicted.shape == (64, 96) and set(np.unique(predicted)) <= set(VALID_IDS)
+
+
+def test_labels_from_train_ids_are_said(frames, weights, tmp_path) -> None:
+    """Scores on labels that differ from the official ones, without a word."""
+    label = sorted(frames.rglob("val/valstadt/*labelIds.png"))[0]
+    train_ids = ID_TO_TRAIN_ID[cv2.imread(str(label), cv2.IMREAD_UNCHANGED)]
+    cv2.imwrite(str(label).replace("labelIds", "labelTrainIds"), train_ids)
+    flags = ["--data_path", frames, "--model_weight", weights, "--device", "cpu", "--workers", 0]
+    both = run_script("evaluate.py", *flags, cwd=tmp_path)
+    label.unlink()
+    one = run_script("evaluate.py", *flags, cwd=tmp_path)
+    assert "labelTrainIds" not in both.stdout and "1 of 2 frames have no labelIds file" in one.stdout
+    assert both.stdout.splitlines()[1:] == one.stdout.splitlines()[2:]  # the same labels, hence the same scores
+
+
+def test_outputs_that_cannot_be_written_stop_before_the_work(frames, weights, tmp_path) -> None:
+    """Half an hour of predictions, then a traceback because the folder is not there."""
+    (tmp_path / "file").write_text("x")
+    flags = ["--data_path", frames, "--model_weight", weights, "--device", "cpu", "--workers", 0]
+    for output in (["--save_dir", "file/x"], ["--json", "file/x.json"]):
+        assert_user_error(run_script("evaluate.py", *flags, *output, cwd=tmp_path), "cannot write to")
 
 
 def test_test_split_is_only_predicted(frames, weights, tmp_path) -> None:

@@ -71,8 +71,9 @@ def test_message_of_a_worker_is_its_last_line() -> None:
 def test_unknown_device_names_the_choices() -> None:
     """A misspelt device must not fall back to another one."""
     assert choose_device("cpu").type == "cpu"
-    with pytest.raises(UserError, match="expected auto, cpu, cuda"):
-        choose_device("gpu0")
+    for name in ("gpu0", "meta", "cuda:99"):
+        with pytest.raises(UserError, match="expected auto, cpu, cuda"):
+            choose_device(name)
 
 
 def test_profiling_leaves_the_model_as_it_was() -> None:
