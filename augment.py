@@ -171,7 +171,7 @@ class TrainSet(Dataset):
         for _ in range(1 if self.max_class_share == 1 else ATTEMPTS):
             crop = self.draw_crop(label, rng, centred)
             target = crop_label(label, crop)
-            if _largest_share(target) <= self.max_class_share:
+            if self.max_class_share == 1 or _largest_share(target) <= self.max_class_share:
                 break
         return torch.from_numpy(crop_image(image, crop)), torch.from_numpy(target)
 
@@ -179,7 +179,7 @@ class TrainSet(Dataset):
         """Draws scale, place and flip."""
         scale, part, flip = self.scales.draw(rng), (rng.random(), rng.random()), rng.random() < 0.5
         crop = place_crop(label.shape, scale, self.size, part, flip)
-        present = np.flatnonzero(np.bincount(label.ravel(), minlength=256)[:NUM_CLASSES]) if centred else ()
+        present = np.flatnonzero(_count_classes(label)) if centred else ()
         if not len(present):
             return crop
         pixels = np.flatnonzero(label == rng.choice(present))
@@ -193,8 +193,13 @@ class TrainSet(Dataset):
 
 
 def _largest_share(target: np.ndarray) -> float:
-    counts = np.bincount(target.ravel(), minlength=256)[:NUM_CLASSES]
-    return counts.max() / max(1, counts.sum())
+    counts = _count_classes(target)
+    return float(counts.max() / max(1.0, counts.sum()))
+
+
+def _count_classes(label: np.ndarray) -> np.ndarray:
+    """Pixels of each class; OpenCV's histogram takes a tenth of the time of np.bincount, which converts to int64."""
+    return cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:NUM_CLASSES]
 
 
 def distort_colours(images: Tensor, strength: float) -> Tensor:

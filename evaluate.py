@@ -298,6 +298,8 @@ def main() -> int:
     note = train_ids_note(samples)
     if note:
         print(note)
+    if args.split in metadata.get("train_split", "train").split("+"):
+        print(f"the {args.split} split was seen in training: these scores say little about other pictures")
     epoch = f", epoch {metadata['epoch']}" if "epoch" in metadata else ""
     print(f"{args.model_weight}{epoch} on {args.data_path}, {args.split}: {len(samples)} frames, {predictor.device}")
     scores = evaluate(torch_predict(predictor), samples, args.workers, writer)

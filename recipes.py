@@ -120,6 +120,11 @@ def _check(args: argparse.Namespace) -> None:
         if not low <= value <= high:  # NaN is in no range
             limits = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
             raise UserError(f"--{name} is {value:g}, expected {limits}")
+    seen = args.input_scale * min(args.crop_h, args.crop_w)
+    if seen < MIN_SIZE:
+        raise UserError(
+            f"--input_scale {args.input_scale:g} makes crops of {seen:g} pixels, expected {MIN_SIZE} or more"
+        )
     try:
         Scales.parse(args.scales)
     except ValueError as error:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from augment import EpochSampler, Scales, TrainSet, distort_colours
 from dataset import DataError, Sample, check_samples, find_samples, loader_worker, normalise, train_ids_note
-from deploy import Predictor, check_state, initial_model
+from deploy import Predictor, build_model, check_state, initial_model, load_state
 from evaluate import PredictionWriter, Scores, evaluate, official_command, torch_predict
 from losses import pixel_loss
 from model import FastSCNN
@@ -67,9 +67,7 @@ class Run:
         self.device = choose_device(args.device)
 
         torch.manual_seed(args.seed)
-        aux = args.aux_weight > 0
-        self.model = initial_model(args.init_weights, aux, args.reset_head) if args.init_weights else FastSCNN(aux=aux)
-        self.model.input_scale = args.input_scale
+        self.model = first_model(args)
         self.model.to(self.device, memory_format=torch.channels_last)
         groups = parameter_groups(self.model, args.weight_decay, args.decay_all)
         self.peak_lr = scaled_rate(args.lr, args.batch_size, args.base_batch)
@@ -262,6 +260,19 @@ class Run:
             sys.stdout.flush()
         self.scored.load_state_dict(self.best["model"])
         return self.validate(write=True)
+
+
+def first_model(args: argparse.Namespace) -> FastSCNN:
+    """Returns the network that a run begins with; a resumed one still lacks its weights."""
+    aux = args.aux_weight > 0
+    if args.resume:
+        model = build_model(*load_state(args.resume), aux)  # align_corners may come from the first run's init_weights
+    elif args.init_weights:
+        model = initial_model(args.init_weights, aux, args.reset_head)
+    else:
+        model = FastSCNN(aux=aux)
+    model.input_scale = args.input_scale
+    return model
 
 
 def open_board(folder: Path) -> object:

@@ -21,9 +21,10 @@ from conftest import ROOT, assert_user_error, run_script
 
 from dataset import find_samples
 from deploy import load_model
+from model import FastSCNN
 from recipes import parse_args
 from train import COLUMNS, Run
-from utils import UserError, load_checkpoint
+from utils import UserError, load_checkpoint, save_checkpoint
 
 FLAGS = ("--crop_h", 32, "--crop_w", 64, "--batch_size", 2, "--workers", 0, "--device", "cpu", "--seed", 3)
 
@@ -97,6 +98,7 @@ def test_everything_that_a_checkpoint_carries_is_honoured(frames, weights, tmp_p
         "--json", tmp_path / "scores.json", "--workers", 0, cwd=tmp_path,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
+    assert "val split was seen in training" in again.stdout
     best = max(float(row["class_miou"]) for row in rows)
     assert json.loads((tmp_path / "scores.json").read_text())["averageScoreClasses"] == pytest.approx(best, abs=1e-9)
 
@@ -157,6 +159,17 @@ def test_resume_refuses_what_is_not_the_same_run(frames, tmp_path) -> None:
     assert_user_error(other, "seed 3 (now 4)", "batch_size 2 (now 3)")
     assert_user_error(train(frames, tmp_path, "--resume", tmp_path / "32_64_model.pth"), "cannot be resumed")
     assert last.read_bytes() == before
+
+
+def test_resume_keeps_how_the_first_weights_interpolate(frames, tmp_path) -> None:
+    """Weights of the original want align_corners=True: a resumed run that forgets it trains another function."""
+    state = FastSCNN(align_corners=True).state_dict()
+    save_checkpoint(tmp_path / "first.pth", {"model": state, "metadata": {"align_corners": True}})
+    assert train(frames, tmp_path, "--epochs", 1, "--init_weights", tmp_path / "first.pth").returncode == 0
+    resumed = train(frames, tmp_path, "--epochs", 2, "--resume", tmp_path / "32_64_last.pth")
+    assert resumed.returncode == 0, resumed.stderr
+    model, _ = load_model(tmp_path / "32_64_last.pth")
+    assert model.align_corners and model.feature_fusion.align_corners
 
 
 def test_full_disk_while_saving_keeps_the_previous_state(frames, tmp_path) -> None:
