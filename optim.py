@@ -1,4 +1,4 @@
-"""How the weights change: optimiser, learning rate as a function of the step, average of the weights."""
+"""How the weights change: optimizer, learning rate as a function of the step, average of the weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> 
     return [group for group in groups if group["params"]]
 
 
-def make_optimiser(name: str, groups: list[dict], lr: float) -> torch.optim.Optimizer:
+def make_optimizer(name: str, groups: list[dict], lr: float) -> torch.optim.Optimizer:
     """Returns Adam, AdamW or SGD with momentum 0.9 (Paper: 0.9)."""
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.9)

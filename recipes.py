@@ -13,29 +13,29 @@ from losses import LOSSES
 from model import MIN_SIZE
 from utils import UserError
 
-OPTIMISERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd")
 
 # Each recipe is the defaults of the flags of the same names. Expected Cityscapes val class mIoU: see the README.
 RECIPES: dict[str, dict[str, object]] = {
     # Source: github.com/leftthomas/FastSCNN, README. Reported: 58.0 after 100 epochs of 1024x2048 crops.
     "original": {
         "crop_h": 1024, "crop_w": 2048, "batch_size": 12, "epochs": 100, "scales": "0.5,0.75,1,1.25,1.5,1.75,2",
-        "colour_strength": 0.0, "max_class_share": 1.0, "class_uniform": 0.0, "loss": "cross_entropy",
-        "label_smoothing": 0.0, "aux_weight": 0.0, "optimiser": "adam", "lr": 1e-3, "base_batch": 0,
+        "color_strength": 0.0, "max_class_share": 1.0, "class_uniform": 0.0, "loss": "cross_entropy",
+        "label_smoothing": 0.0, "aux_weight": 0.0, "optimizer": "adam", "lr": 1e-3, "base_batch": 0,
         "weight_decay": 0.0, "decay_all": True, "power": 0.0, "warmup_steps": 0, "min_lr": 0.0, "ema": 0.0,
     },
     # Paper: section 4.1; weight decay 4e-5 spares depthwise convolutions. Reported: 68.6 on val with fine labels.
     "paper": {
         "crop_h": 1024, "crop_w": 2048, "batch_size": 12, "epochs": 1000, "scales": "0.5-2",
-        "colour_strength": 1.0, "max_class_share": 1.0, "class_uniform": 0.0, "loss": "cross_entropy",
-        "label_smoothing": 0.0, "aux_weight": 0.4, "optimiser": "sgd", "lr": 0.045, "base_batch": 12,
+        "color_strength": 1.0, "max_class_share": 1.0, "class_uniform": 0.0, "loss": "cross_entropy",
+        "label_smoothing": 0.0, "aux_weight": 0.4, "optimizer": "sgd", "lr": 0.045, "base_batch": 12,
         "weight_decay": 4e-5, "decay_all": False, "power": 0.9, "warmup_steps": 0, "min_lr": 0.0, "ema": 0.0,
     },
     # Ours: see docs/experiments.md.
     "strong": {
         "crop_h": 512, "crop_w": 1024, "batch_size": 12, "epochs": 1000, "scales": "0.5-2",
-        "colour_strength": 0.5, "max_class_share": 1.0, "class_uniform": 0.5, "loss": "cross_entropy",
-        "label_smoothing": 0.0, "aux_weight": 0.4, "optimiser": "adamw", "lr": 2e-3, "base_batch": 12,
+        "color_strength": 0.5, "max_class_share": 1.0, "class_uniform": 0.5, "loss": "cross_entropy",
+        "label_smoothing": 0.0, "aux_weight": 0.4, "optimizer": "adamw", "lr": 2e-3, "base_batch": 12,
         "weight_decay": 0.01, "decay_all": False, "power": 0.9, "warmup_steps": 100, "min_lr": 1e-5, "ema": 0.99,
     },
 }  # fmt: skip
@@ -84,14 +84,14 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--save_step", type=int, default=5, help="epochs between two savings of the val predictions")
     data.add_argument("--epochs", type=int, help="sweeps over the training split")
     data.add_argument("--scales", help="scales of the crops: a list as 0.5,1,2 or a range as 0.5-2")
-    data.add_argument("--colour_strength", type=float, help="photometric distortion, 0 for none to 1")
+    data.add_argument("--color_strength", type=float, help="photometric distortion, 0 for none to 1")
     data.add_argument("--max_class_share", type=float, help="draw a crop again if one class covers more; 1: never")
     data.add_argument("--class_uniform", type=float, help="share of the crops centred on a class drawn evenly")
-    loss = parser.add_argument_group("recipe: loss and optimiser")
+    loss = parser.add_argument_group("recipe: loss and optimizer")
     loss.add_argument("--loss", choices=LOSSES, help="what is minimised")
     loss.add_argument("--label_smoothing", type=float, help="probability spread over all classes")
     loss.add_argument("--aux_weight", type=float, help="weight of each auxiliary loss; 0: no auxiliary heads")
-    loss.add_argument("--optimiser", choices=OPTIMISERS, help="SGD has a momentum of 0.9")
+    loss.add_argument("--optimizer", choices=OPTIMIZERS, help="SGD has a momentum of 0.9")
     loss.add_argument("--lr", type=float, help="highest learning rate, for a total batch of --base_batch")
     loss.add_argument("--base_batch", type=int, help="the rate scales with total batch / this; 0: it is taken as is")
     loss.add_argument("--weight_decay", type=float, help="decay of the weights")
@@ -111,7 +111,7 @@ def _check(args: argparse.Namespace) -> None:
         )
     for name, low, high in (
         ("crop_h", MIN_SIZE, math.inf), ("crop_w", MIN_SIZE, math.inf), ("save_step", 1, math.inf),
-        ("epochs", 1, math.inf), ("seed", 0, math.inf), ("workers", 0, math.inf), ("colour_strength", 0, 1),
+        ("epochs", 1, math.inf), ("seed", 0, math.inf), ("workers", 0, math.inf), ("color_strength", 0, 1),
         ("max_class_share", 0.05, 1), ("class_uniform", 0, 1), ("label_smoothing", 0, 0.99), ("aux_weight", 0, 10),
         ("lr", 1e-9, 10), ("base_batch", 0, math.inf), ("weight_decay", 0, 1), ("power", 0, 10),
         ("warmup_steps", 0, math.inf), ("min_lr", 0, args.lr), ("ema", 0, 0.99999), ("input_scale", 0.25, 8),

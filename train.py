@@ -26,7 +26,7 @@ from deploy import Predictor, build_model, check_state, initial_model, load_stat
 from evaluate import PredictionWriter, Scores, evaluate, official_command, torch_predict
 from losses import pixel_loss
 from model import FastSCNN
-from optim import learning_rate, make_average, make_optimiser, parameter_groups, scaled_rate
+from optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
 from plots import plot_confusion, plot_curves
 from recipes import RECIPES, parse_args
 from utils import (
@@ -51,7 +51,7 @@ class Terminated(Exception):
 
 
 class Run:
-    """One training run: the network, its optimiser, and the files that make it survive an interruption."""
+    """One training run: the network, its optimizer, and the files that make it survive an interruption."""
 
     def __init__(self, args: argparse.Namespace, train_samples: list[Sample], val_samples: list[Sample]):
         self.args, self.val_samples = args, val_samples
@@ -71,7 +71,7 @@ class Run:
         self.model.to(self.device, memory_format=torch.channels_last)
         groups = parameter_groups(self.model, args.weight_decay, args.decay_all)
         self.peak_lr = scaled_rate(args.lr, args.batch_size, args.base_batch)
-        self.optimiser = make_optimiser(args.optimiser, groups, self.peak_lr)
+        self.optimizer = make_optimizer(args.optimizer, groups, self.peak_lr)
         self.average = make_average(self.model, args.ema) if args.ema else None
         self.history: list[dict] = []
         self.best: dict = {"class_miou": -math.inf}
@@ -99,7 +99,7 @@ class Run:
             UserError: the file is no such state, or its run had other flags that decide the result.
         """
         state = load_checkpoint(path)
-        if not {"model", "optimiser", "history", "best", "args"} <= state.keys():
+        if not {"model", "optimizer", "history", "best", "args"} <= state.keys():
             raise UserError(f"--resume: {path} cannot be resumed; expected the {self.last_path.name} of a run")
         now = {**vars(self.args), "train_frames": self.sampler.length}
         changed = [
@@ -111,7 +111,7 @@ class Run:
             raise UserError(f"--resume: {path} comes from another run: {', '.join(changed)}; give the same values")
         check_state(path, state["model"], self.model.state_dict())
         self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
         self.history, self.best = state["history"], state["best"]
@@ -135,9 +135,9 @@ class Run:
         for images, targets in tqdm(self.loader, desc=f"epoch {epoch}/{self.args.epochs}", leave=False, disable=None):
             self.set_rate((epoch - 1) * len(self.sampler) + len(losses))
             loss, valid = self.loss(images, targets)
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            self.optimiser.step()
+            self.optimizer.step()
             if self.average:
                 self.average.update_parameters(self.model)
             losses.append(loss.detach())
@@ -153,13 +153,13 @@ class Run:
     def set_rate(self, step: int) -> None:
         """Sets the learning rate of a step of the run."""
         args, steps = self.args, self.args.epochs * len(self.sampler)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, self.peak_lr, args.power, args.warmup_steps, args.min_lr)
 
     def loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the loss of a batch, auxiliary ones included, and the number of pixels that the main one counts."""
         targets = targets.to(self.device, non_blocking=True).long()
-        images = distort_colours(images.to(self.device, non_blocking=True), self.args.colour_strength)
+        images = distort_colours(images.to(self.device, non_blocking=True), self.args.color_strength)
         outputs = self.model(normalise(images))
         total, count = 0.0, None
         for index, logits in enumerate(outputs if isinstance(outputs, list) else [outputs]):
@@ -179,7 +179,7 @@ class Run:
             step = int((~finite).nonzero()[0]) + 1
             kept = f"; the last good state is {self.last_path}" if self.last_path.exists() else ""
             raise UserError(
-                f"the loss is not finite at epoch {epoch}, step {step}, lr {self.optimiser.param_groups[0]['lr']:g}: "
+                f"the loss is not finite at epoch {epoch}, step {step}, lr {self.optimizer.param_groups[0]['lr']:g}: "
                 f"lower the learning rate{kept}"
             )
 
@@ -201,7 +201,7 @@ class Run:
                 "model": self.model.state_dict(),
                 "metadata": self.metadata(row),
                 "average": self.average.state_dict() if self.average else None,
-                "optimiser": self.optimiser.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
                 "history": history,
                 "best": self.best,
                 "args": {**vars(self.args), "train_frames": self.sampler.length},
@@ -248,7 +248,7 @@ class Run:
                 "pixel_accuracy": scores.pixel_accuracy,
                 "class_miou": scores.class_miou,
                 "category_miou": scores.category_miou,
-                "lr": self.optimiser.param_groups[0]["lr"],
+                "lr": self.optimizer.param_groups[0]["lr"],
                 "images_per_s": images_per_s,
             }
             self.finish_epoch(row, scores)
@@ -303,7 +303,7 @@ def print_start(run: Run, train_samples: Sequence[Sample]) -> None:
         f"{len(run.sampler)} steps per epoch, {args.epochs} epochs, {args.epochs * len(run.sampler)} steps"
     )
     print(
-        f"recipe {args.recipe}: {args.optimiser}, lr {run.peak_lr:g}, {args.loss}, seed {args.seed}",
+        f"recipe {args.recipe}: {args.optimizer}, lr {run.peak_lr:g}, {args.loss}, seed {args.seed}",
         flush=True,
     )
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import FastSCNN
-from optim import learning_rate, make_average, make_optimiser, parameter_groups, scaled_rate
+from optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
 
 
 @given(st.integers(1, 5000), st.floats(0, 2), st.integers(0, 300), st.floats(0, 0.01))
@@ -50,19 +50,19 @@ def test_decay_spares_what_it_should() -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_every_optimiser_lowers_a_loss(name: str) -> None:
-    """A name that gives another optimiser, or one without its momentum."""
+def test_every_optimizer_lowers_a_loss(name: str) -> None:
+    """A name that gives another optimizer, or one without its momentum."""
     model = torch.nn.Linear(3, 1)
-    optimiser = make_optimiser(name, parameter_groups(model, 0.0, True), 0.05)
+    optimizer = make_optimizer(name, parameter_groups(model, 0.0, True), 0.05)
     x, y = torch.ones(4, 3), torch.full((4, 1), 2.0)
     losses = []
     for _ in range(20):
         loss = (model(x) - y).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0] and type(optimiser).__name__.lower() == name
+    assert losses[-1] < losses[0] and type(optimizer).__name__.lower() == name
 
 
 def test_average_follows_weights_and_statistics() -> None:

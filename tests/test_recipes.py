@@ -21,20 +21,20 @@ def test_every_recipe_sets_every_flag() -> None:
 def test_single_flags_override_the_recipe() -> None:
     """A recipe that wins over what was asked for."""
     args = parse_args(["--recipe", "paper", "--lr", "0.1", "--epochs", "7", "--decay_all"])
-    assert (args.lr, args.epochs, args.decay_all, args.optimiser, args.power) == (0.1, 7, True, "sgd", 0.9)
+    assert (args.lr, args.epochs, args.decay_all, args.optimizer, args.power) == (0.1, 7, True, "sgd", 0.9)
 
 
 def test_the_original_is_the_default() -> None:
     """The original's command line must go on to train the original's way."""
     args = parse_args([])
-    assert (args.recipe, args.optimiser, args.lr, args.power, args.aux_weight) == ("original", "adam", 1e-3, 0, 0)
+    assert (args.recipe, args.optimizer, args.lr, args.power, args.aux_weight) == ("original", "adam", 1e-3, 0, 0)
 
 
 @pytest.mark.parametrize(
     "flags",
     [
         "--lr 0", "--lr nan", "--lr 100", "--weight_decay -1", "--epochs 0", "--scales 2-0.5", "--scales x",
-        "--scales 0.01,1", "--aux_weight -0.4", "--label_smoothing 1", "--ema 1", "--colour_strength 2",
+        "--scales 0.01,1", "--aux_weight -0.4", "--label_smoothing 1", "--ema 1", "--color_strength 2",
         "--class_uniform 1.5", "--max_class_share 0", "--input_scale 0", "--min_lr 1", "--power -1",
         "--warmup_steps -1", "--input_scale 0.5 --crop_h 40", "--resume none.pth", "--init_weights none.pth",
     ],
@@ -48,7 +48,7 @@ def test_values_that_make_no_sense_name_the_flag(flags: str) -> None:
 
 def test_unknown_names_list_the_choices(tmp_path) -> None:
     """A misspelt recipe must not train as another one."""
-    for flags in (["--recipe", "best"], ["--loss", "dice"], ["--optimiser", "lion"]):
+    for flags in (["--recipe", "best"], ["--loss", "dice"], ["--optimizer", "lion"]):
         result = run_script("train.py", *flags, cwd=tmp_path)
         assert result.returncode == 2 and "invalid choice" in result.stderr and "choose from" in result.stderr
     assert_user_error(run_script("train.py", "--lr", "0", cwd=tmp_path), "--lr is 0", "expected")

@@ -84,7 +84,7 @@ def test_a_run_leaves_everything_and_the_official_script_agrees(frames, tmp_path
 def test_everything_that_a_checkpoint_carries_is_honoured(frames, weights, tmp_path) -> None:
     """An input scale, an average or a fine-tuned start that training uses and evaluation does not."""
     flags = ["--init_weights", weights, "--input_scale", 1.5, "--train_split", "train+val", "--aux_weight", 0.4]
-    result = train(frames, tmp_path, *flags, "--ema", 0.9, "--optimiser", "sgd", "--power", 0.9, "--epochs", 2)
+    result = train(frames, tmp_path, *flags, "--ema", 0.9, "--optimizer", "sgd", "--power", 0.9, "--epochs", 2)
     assert result.returncode == 0, result.stderr
     assert "seen in training" in result.stdout and "5 training and 2 validation" in result.stdout
     assert "random, not from the file (aux_shallow" in result.stderr
@@ -114,7 +114,7 @@ def test_results_variable_and_stale_prediction(frames, tmp_path) -> None:
     assert_user_error(again, "valstadt_000000_000000_result.png", "second prediction")
 
 
-EVERYTHING = ("--recipe", "strong", "--epochs", 4, "--colour_strength", 1, "--max_class_share", 0.9)
+EVERYTHING = ("--recipe", "strong", "--epochs", 4, "--color_strength", 1, "--max_class_share", 0.9)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ EVERYTHING = ("--recipe", "strong", "--epochs", 4, "--colour_strength", 1, "--ma
     ids=["SIGINT", "SIGTERM"],
 )
 def test_interrupted_and_resumed_run_ends_the_same(frames, tmp_path, number, workers: int, extra) -> None:
-    """A resume that repeats crops, loses optimiser state or doubles CSV rows gives another network in silence."""
+    """A resume that repeats crops, loses optimizer state or doubles CSV rows gives another network in silence."""
     straight = train(frames, tmp_path / "straight", *extra)
     assert straight.returncode == 0, straight.stderr
 
