@@ -6,11 +6,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # named here: no display is asked for, no global state
 from matplotlib.figure import Figure
 
 from dataset import CLASSES
@@ -26,7 +23,8 @@ def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
         title: printed above.
     """
     epochs = [row["epoch"] for row in history]
-    figure, (loss, score, rate) = plt.subplots(1, 3, figsize=(13, 3.6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(13, 3.6), dpi=100, layout="constrained")
+    loss, score, rate = figure.subplots(1, 3)
     for name, label in (("train_loss", "training"), ("val_loss", "validation")):
         loss.plot(epochs, [row[name] for row in history], ".-", label=label, markersize=3)
     loss.set_title("loss")
@@ -64,7 +62,8 @@ def plot_confusion(path: str | Path, confusion: np.ndarray, title: str) -> None:
     totals = confusion.sum(1, keepdims=True)
     shares = 100 * confusion / np.maximum(totals, 1)
     names = [label.name for label in CLASSES]
-    figure, axes = plt.subplots(figsize=(9.5, 8.6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9.5, 8.6), dpi=100, layout="constrained")
+    axes = figure.subplots()
     axes.imshow(np.where(totals > 0, shares, np.nan), cmap="Blues", vmin=0, vmax=100)
     for row, column in np.argwhere((shares >= 0.5) & (totals > 0)):
         colour = "white" if shares[row, column] > 60 else "black"
@@ -80,6 +79,5 @@ def plot_confusion(path: str | Path, confusion: np.ndarray, title: str) -> None:
 
 def _save(figure: Figure, path: str | Path) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
+    FigureCanvasAgg(figure).print_png(buffer)
     write_file(path, buffer.getvalue())

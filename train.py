@@ -46,8 +46,8 @@ COLUMNS = ("epoch", "train_loss", "val_loss", "pixel_accuracy", "class_miou", "c
 SAME_RUN = ("seed", "train_split", "input_scale", *RECIPES["original"])
 
 
-class Terminated(Exception):
-    """SIGTERM arrived."""
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM arrived."""
 
 
 class Run:
@@ -73,6 +73,7 @@ class Run:
         self.peak_lr = scaled_rate(args.lr, args.batch_size, args.base_batch)
         self.optimizer = make_optimizer(args.optimizer, groups, self.peak_lr)
         self.average = make_average(self.model, args.ema) if args.ema else None
+        self.interrupted_by = 0
         self.history: list[dict] = []
         self.best: dict = {"class_miou": -math.inf}
         self.sampler = EpochSampler(len(train_samples), args.batch_size, args.seed)
@@ -116,6 +117,25 @@ class Run:
             self.average.load_state_dict(state["average"])
         self.history, self.best = state["history"], state["best"]
 
+    def interrupt(self, signum: int, frame: object) -> None:
+        """Takes a signal: the run ends after the step, or the validation frame, at hand.
+
+        An exception out of a signal handler could come up in the middle of a save, or inside a library that turns it
+        into another one. A second signal ends the process at once.
+        """
+        if self.interrupted_by:
+            os._exit(128 + signum)
+        self.interrupted_by = signum
+
+    def check_interrupted(self) -> None:
+        """Ends the run if a signal asked for it.
+
+        Raises:
+            Interrupted: one did.
+        """
+        if self.interrupted_by:
+            raise Interrupted
+
     @property
     def epoch(self) -> int:
         """The last finished epoch, 0 before the first."""
@@ -133,6 +153,7 @@ class Run:
         self.model.train()
         losses, pixels, crops, start = [], [], 0, time.perf_counter()
         for images, targets in tqdm(self.loader, desc=f"epoch {epoch}/{self.args.epochs}", leave=False, disable=None):
+            self.check_interrupted()
             self.set_rate((epoch - 1) * len(self.sampler) + len(losses))
             loss, valid = self.loss(images, targets)
             self.optimizer.zero_grad(set_to_none=True)
@@ -185,7 +206,12 @@ class Run:
 
     def validate(self, write: bool) -> Scores:
         """Scores the validation frames at their full size, and writes the predictions if asked to."""
-        predict = torch_predict(Predictor(self.scored, self.device))
+        scored = torch_predict(Predictor(self.scored, self.device))
+
+        def predict(images: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+            self.check_interrupted()
+            return scored(images, targets)
+
         return evaluate(predict, self.val_samples, self.args.workers, self.writer if write else None)
 
     def finish_epoch(self, row: dict, scores: Scores) -> None:
@@ -308,15 +334,9 @@ def print_start(run: Run, train_samples: Sequence[Sample]) -> None:
     )
 
 
-def terminate(signum: int, frame: object) -> None:
-    """Turns SIGTERM into an exception, so that a run ends the way Ctrl-C ends it."""
-    raise Terminated
-
-
 def main() -> int:
     """Trains, or goes on training, and prints how to score the result officially."""
     args = parse_args()
-    signal.signal(signal.SIGTERM, terminate)
     keep_freed_memory()
     train_samples, val_samples = find_samples(args.data_path, "train"), find_samples(args.data_path, "val")
     if args.train_split == "train+val":
@@ -331,12 +351,14 @@ def main() -> int:
     if run.epoch:
         print(f"resumed after epoch {run.epoch} of {args.resume}", flush=True)
         run.write_results()
+    signal.signal(signal.SIGINT, run.interrupt)
+    signal.signal(signal.SIGTERM, run.interrupt)
     try:
         scores = run.fit()
-    except (KeyboardInterrupt, Terminated) as interruption:
+    except Interrupted:
         how = f"epoch {run.epoch} is kept: go on with --resume {run.last_path}" if run.epoch else "nothing was finished"
         print(f"\ninterrupted; {how}", file=sys.stderr)
-        return 130 if isinstance(interruption, KeyboardInterrupt) else 143
+        return 128 + run.interrupted_by
     print(f"\nbest weights: epoch {run.best['epoch']}, {run.best_path}")
     print(scores.table())
     print(f"\nstatistics {run.csv_path}\npredictions {run.writer.folder}, in colour {run.writer.color_folder}")
