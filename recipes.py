@@ -24,14 +24,15 @@ RECIPES: dict[str, dict[str, object]] = {
         "label_smoothing": 0.0, "aux_weight": 0.0, "optimizer": "adam", "lr": 1e-3, "base_batch": 0,
         "weight_decay": 0.0, "decay_all": True, "power": 0.0, "warmup_steps": 0, "min_lr": 0.0, "ema": 0.0,
     },
-    # Paper: section 4.1; weight decay 4e-5 spares depthwise convolutions. Reported: 68.6 on val with fine labels.
+    # Paper: section 4.1. Reported: 68.6 on val with fine labels. Weight decay and what it spares are second-hand: they
+    # were not checked against the paper's text.
     "paper": {
         "crop_h": 1024, "crop_w": 2048, "batch_size": 12, "epochs": 1000, "scales": "0.5-2",
         "color_strength": 1.0, "max_class_share": 1.0, "class_uniform": 0.0, "loss": "cross_entropy",
         "label_smoothing": 0.0, "aux_weight": 0.4, "optimizer": "sgd", "lr": 0.045, "base_batch": 12,
         "weight_decay": 4e-5, "decay_all": False, "power": 0.9, "warmup_steps": 0, "min_lr": 0.0, "ema": 0.0,
     },
-    # Ours: see docs/experiments.md.
+    # Ours, unfinished: docs/experiments.md says what was tried.
     "strong": {
         "crop_h": 512, "crop_w": 1024, "batch_size": 12, "epochs": 1000, "scales": "0.5-2",
         "color_strength": 0.5, "max_class_share": 1.0, "class_uniform": 0.5, "loss": "cross_entropy",
