@@ -182,12 +182,10 @@ class Run:
         targets = targets.to(self.device, non_blocking=True).long()
         images = distort_colours(images.to(self.device, non_blocking=True), self.args.color_strength)
         outputs = self.model(normalise(images))
-        total, count = 0.0, None
-        for index, logits in enumerate(outputs if isinstance(outputs, list) else [outputs]):
-            summed, pixels = pixel_loss(self.args.loss, logits, targets, self.args.label_smoothing)
-            total = total + (self.args.aux_weight if index else 1.0) * summed / pixels.clamp(min=1)
-            count = pixels if count is None else count
-        return total, count
+        heads = outputs if isinstance(outputs, list) else [outputs]
+        losses = [pixel_loss(self.args.loss, logits, targets, self.args.label_smoothing) for logits in heads]
+        main, *auxiliary = [summed / pixels.clamp(min=1) for summed, pixels in losses]
+        return sum((self.args.aux_weight * loss for loss in auxiliary), start=main), losses[0][1]
 
     @property
     def scored(self) -> torch.nn.Module:
