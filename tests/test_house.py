@@ -13,7 +13,7 @@ from conftest import ROOT
 GROUND = {"model", "dataset", "utils", "scenery"}
 LAYERS = [
     GROUND,
-    {"synthetic", "deploy", "augment", "losses", "optim", "plots"},
+    {"synthetic", "deploy", "augment", "losses", "optim", "plots", "pipeline"},
     {"evaluate", "recipes"},
     {"train", "viewer", "benchmark"},
 ]
