@@ -1,0 +1,81 @@
+"""Panels, colours and the legend."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from dataset import PALETTE
+from drawing import ALL_CLASSES, LEGEND_ROW, blend, colour, draw_legend, draw_result, resize_labels, shrink
+
+
+def blocks(height: int, width: int) -> np.ndarray:
+    """Train ids in blocks of 8, with all classes and the ignored one."""
+    ids = np.array([*ALL_CLASSES, 255], np.uint8)
+    small = np.random.default_rng(0).choice(ids, (height // 8 + 1, width // 8 + 1))
+    return np.ascontiguousarray(np.kron(small, np.ones((8, 8), np.uint8))[:height, :width])
+
+
+def test_colours_are_those_of_the_palette() -> None:
+    """The fast look-up swaps channels, or interpolates between the classes."""
+    train_ids = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    np.testing.assert_array_equal(colour(train_ids), PALETTE[train_ids])
+    canvas = np.zeros((8, 64, 3), np.uint8)
+    colour(train_ids, canvas[:, 32:])
+    np.testing.assert_array_equal(canvas[:, 32:], PALETTE[train_ids])
+    assert not canvas[:, :32].any()
+
+
+def test_panels_stand_in_order() -> None:
+    """Picture, ground truth and prediction swapped, or one drawn over another."""
+    image = np.random.default_rng(1).integers(0, 256, (40, 64, 3), np.uint8)
+    label, prediction = blocks(40, 64), blocks(40, 64)[::-1].copy()
+    drawn = draw_result(image, label, prediction, legend=())
+    np.testing.assert_array_equal(drawn, np.hstack([image, PALETTE[label], PALETTE[prediction]]))
+    np.testing.assert_array_equal(
+        draw_result(image, None, prediction, legend=()), drawn[:, [*range(64), *range(128, 192)]]
+    )
+    over = draw_result(image, label, prediction, overlay=True, legend=())
+    np.testing.assert_array_equal(over, blend(image, prediction))
+
+
+@pytest.mark.parametrize("size", [(40, 64), (333, 517), (512, 1024)])
+@pytest.mark.parametrize("width", [64, 100, 129, 5000])
+def test_width_holds_for_all_panels_together(size: tuple[int, int], width: int) -> None:
+    """A width that each panel takes for itself, a picture that is enlarged, or one whose shape changes."""
+    image, prediction = np.zeros((*size, 3), np.uint8), blocks(*size)
+    for overlay, panels in ((True, 1), (False, 2)):
+        h, w = draw_result(image, None, prediction, overlay, width, legend=()).shape[:2]
+        assert w == panels * min(size[1], width // panels)
+        assert abs(h - size[0] * w / panels / size[1]) <= 0.5
+
+
+def test_shrinking_averages_and_keeps_classes() -> None:
+    """Fine patterns that flicker in a small video, or classes that exist nowhere at the edges."""
+    stripes = np.zeros((96, 192, 3), np.uint8)
+    stripes[:, ::2] = 200
+    assert abs(shrink(stripes, (48, 24)).astype(int) - 100).max() <= 1
+    assert shrink(stripes, (70, 35)).std() < 15 < cv2.resize(stripes, (70, 35)).std()
+    labels = blocks(96, 192)
+    assert set(np.unique(resize_labels(labels, (50, 25)))) <= set(np.unique(labels))
+
+
+def test_blend_lies_between_picture_and_colour() -> None:
+    """An overlay that hides the picture or the classes shows nothing."""
+    image, prediction = np.full((4, 4, 3), 200, np.uint8), np.full((4, 4), 13, np.uint8)
+    mixed = blend(image, prediction).astype(int)
+    assert (mixed < 200).all() and (mixed[..., 2] > PALETTE[13][2] * 0.5).all()
+
+
+def test_legend_names_only_what_occurs_and_fits() -> None:
+    """A legend that is cut off on a narrow picture, or lists all classes on every one."""
+    assert draw_legend((0,), 100).shape == (LEGEND_ROW, 100, 3)
+    narrow, wide = draw_legend(ALL_CLASSES, 150), draw_legend(ALL_CLASSES, 4000)
+    assert narrow.shape[0] > wide.shape[0] == LEGEND_ROW
+    patches = {tuple(colour) for colour in wide.reshape(-1, 3)}
+    assert {tuple(colour) for colour in PALETTE[:19]} <= patches
+    label = np.full((40, 90), 255, np.uint8)
+    drawn = draw_result(np.zeros((40, 90, 3), np.uint8), label, np.zeros((40, 90), np.uint8))
+    assert drawn.shape == (40 + LEGEND_ROW, 270, 3)
+    assert tuple(PALETTE[1]) not in {tuple(colour) for colour in drawn.reshape(-1, 3)}
