@@ -13,7 +13,7 @@ from conftest import ROOT
 GROUND = {"model", "dataset", "utils", "scenery"}
 LAYERS = [
     GROUND,
-    {"synthetic", "deploy", "augment", "losses", "optim", "plots", "drawing", "pipeline"},
+    {"synthetic", "deploy", "augment", "losses", "optim", "plots", "drawing", "pipeline", "video"},
     {"evaluate", "recipes"},
     {"train", "viewer", "benchmark"},
 ]
