@@ -159,15 +159,15 @@ def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     """Reads a picture of any format that OpenCV knows as (H, W, 3) RGB uint8.
 
-    Grey pictures, 16 bits and an alpha channel are converted.
+    Grey pictures, 16 bits and an alpha channel are converted, unless OpenCV's flags say otherwise.
 
     Raises:
         DataError: the file is missing, truncated or no picture.
     """
-    return _decode(path, cv2.IMREAD_COLOR_RGB, "picture")
+    return _decode(path, flags, "picture")
 
 
 def read_label(path: str | Path, train_ids: bool = False) -> np.ndarray:

@@ -14,7 +14,7 @@ GROUND = {"model", "dataset", "utils", "scenery"}
 LAYERS = [
     GROUND,
     {"synthetic", "deploy", "augment", "losses", "optim", "plots", "drawing", "pipeline", "video"},
-    {"evaluate", "recipes"},
+    {"evaluate", "recipes", "sources"},
     {"train", "viewer", "benchmark"},
 ]
 FILES = sorted(path.stem for path in ROOT.glob("*.py"))
