@@ -1,168 +1,326 @@
-"""Draws a picture beside its ground truth and the prediction, in the Cityscapes colours.
+"""Draws pictures and videos beside the prediction, in the Cityscapes colours.
 
 python viewer.py --model_weight 1024_2048_model.pth --input_pic any.jpg
+python viewer.py --model_weight 1024_2048_model.pth --input_pic drive.mp4 --overlay --width 960
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
-from dataset import (
-    CLASSES,
-    IMAGE_SUFFIX,
-    NUM_CLASSES,
-    PALETTE,
-    DataError,
-    Sample,
-    default_data_path,
-    read_image,
-    read_pair,
-    train_ids_note,
-)
-from deploy import Predictor, check_size, load_model
+from dataset import DataError, default_data_path, train_ids_note
+from deploy import Predictor, load_model
+from drawing import ALL_CLASSES, draw_result
 from evaluate import encode_png
+from pipeline import run_stages
+from sources import RESULT, Source, open_source
 from utils import UserError, choose_device, run_cli, writable_folder, write_file
+from video import CODECS, STDERR, Frame, Problem, VideoFile, quiet
 
-LEGEND_ROW = 22  # pixels
-OPACITY = 0.55  # of the colours over the picture
+VIDEO_WIDTH = 1280  # of videos and windows where no flag says it
+PICTURE_FPS = 10.0  # of a video made of pictures
+CAMERA_FPS = 25.0  # of a camera or video that does not say it
+WINDOW = "Fast-SCNN"
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line; the first three flags are the original's."""
     parser = argparse.ArgumentParser(
-        description="Segment a picture and draw the result.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description="Segment pictures or a video and draw the result.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data_path", default=default_data_path(), help="data set in Cityscapes layout")
     parser.add_argument("--model_weight", default="1024_2048_model.pth", help="weights that train.py wrote")
     parser.add_argument(
         "--input_pic",
         default="test/berlin/berlin_000000_000019_leftImg8bit.png",
-        help="a picture, relative to <data_path>/leftImg8bit or anywhere",
+        help="a picture, a folder, a quoted pattern, a video (relative to <data_path>/leftImg8bit or anywhere), or a "
+        "camera's number",
     )
-    parser.add_argument("--output", help="file to write (default: <name>_result.png in the working directory)")
+    parser.add_argument("--output", help="a .png or .jpg for one picture, a .webm or another video, or a folder")
+    parser.add_argument("--write", action=argparse.BooleanOptionalAction, default=True, help="write the result")
     parser.add_argument(
         "--overlay",
         action=argparse.BooleanOptionalAction,
         default=False,
         help="blend the prediction into the picture instead of drawing them side by side",
     )
+    parser.add_argument(
+        "--legend", action=argparse.BooleanOptionalAction, default=True, help="name the classes below the picture"
+    )
+    parser.add_argument("--width", type=int, help="most that the result is wide, all panels together")
+    parser.add_argument("--fps", type=float, help="frames/s of the video to write")
+    parser.add_argument("--codec", help="four letters, as VP90, for the video to write")
+    parser.add_argument("--frames", type=int, help="stop after this many")
+    parser.add_argument(
+        "--show", action=argparse.BooleanOptionalAction, default=False, help="open a window; q ends the run"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name, low, high in (("width", 64, 16384), ("fps", 1, 240), ("frames", 1, float("inf"))):
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name} is {value:g}, expected a number from {low} to {high}")
+    if args.codec is not None and not (len(args.codec) == 4 and args.codec.isascii()):
+        raise UserError(f"--codec is {args.codec}, expected four letters such as VP80")
+    if args.output is not None and not args.write:
+        raise UserError("--output was given with --no-write; leave out one of them")
+    return args
 
 
-def find_picture(data_path: str, input_pic: str) -> Sample:
-    """Finds the picture, and its label if it lies in the train or val split of a data set in Cityscapes layout.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    candidates = (Path(data_path) / "leftImg8bit" / input_pic, Path(input_pic))
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None:
-        raise UserError(f"--input_pic: no picture at {candidates[0]} nor at {candidates[1]}")
-    name = path.name.removesuffix(IMAGE_SUFFIX)
-    if name == path.name:
-        return Sample(path.stem, path, None)
-    city, split = path.absolute().parent, path.absolute().parent.parent
-    labels = split.parent.parent / "gtFine" / split.name / city.name
-    if split.name != "test" and split.parent.name == "leftImg8bit":
-        for suffix, is_train_ids in (("labelIds", False), ("labelTrainIds", True)):
-            label = labels / f"{name}_gtFine_{suffix}.png"
-            if label.is_file():
-                return Sample(name, path, label, is_train_ids)
-    return Sample(name, path, None)
+def make_predictor(model_weight: str, device: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function from an (H, W, 3) uint8 RGB picture to its (H, W) uint8 train ids."""
+    model, _ = load_model(model_weight)
+    return Predictor(model, choose_device(device))
 
 
-def draw_result(image: np.ndarray, label: np.ndarray | None, prediction: np.ndarray, overlay: bool) -> np.ndarray:
-    """Returns the RGB picture to look at, with a legend of the classes that occur below it.
+class PictureFiles:
+    """Pictures that are written one by one.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        label: (H, W) train ids, or None where there is no ground truth.
-        prediction: (H, W) train ids.
-        overlay: blend the prediction into the picture; else picture | ground truth | prediction.
+        path: the folder, or the file of the only picture.
+        single: it is a file.
     """
-    if overlay:
-        panels = [blend(image, prediction)]
-    else:
-        panels = [image, *([PALETTE[label]] if label is not None else []), PALETTE[prediction]]
-    picture = np.hstack(panels)
-    maps = [prediction] if label is None or overlay else [prediction, label]
-    present = np.unique(np.concatenate([np.unique(part) for part in maps]))
-    return np.vstack([picture, draw_legend([int(i) for i in present if i < NUM_CLASSES], picture.shape[1])])
+
+    def __init__(self, path: Path, single: bool):
+        self.path, self.single = path, single
+
+    def write(self, name: str, picture: np.ndarray) -> None:
+        """Writes an (H, W, 3) BGR uint8 picture."""
+        path = self.path if self.single else self.path / f"{name}{RESULT}"
+        if not path.parent.is_dir():
+            writable_folder(path.parent)
+        if path.suffix.lower() == ".png":
+            write_file(path, encode_png(picture))
+        else:
+            write_file(path, cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def close(self) -> None:
+        """Every picture is whole already."""
+
+    discard = close
 
 
-def blend(image: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Returns the picture with the class colours laid over it, all (H, W, 3) uint8 RGB."""
-    return cv2.addWeighted(image, 1 - OPACITY, PALETTE[prediction], OPACITY, 0)
-
-
-def draw_legend(train_ids: list[int], width: int) -> np.ndarray:
-    """Returns a white strip, `width` pixels wide, with a patch of colour and the name of each class."""
-    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.45
-    patch, gap = 16, 6
-    places, x, row = [], gap, 0
-    for train_id in train_ids:
-        needed = patch + 2 * gap + cv2.getTextSize(CLASSES[train_id].name, font, scale, 1)[0][0] + gap
-        if x + needed > width and x > gap:
-            x, row = gap, row + 1
-        places.append((train_id, x, row * LEGEND_ROW))
-        x += needed
-    strip = np.full(((row + 1) * LEGEND_ROW, width, 3), 255, np.uint8)
-    for train_id, x, y in places:
-        cv2.rectangle(strip, (x, y + 4), (x + patch, y + LEGEND_ROW - 4), CLASSES[train_id].color, cv2.FILLED)
-        cv2.putText(
-            strip, CLASSES[train_id].name, (x + patch + gap, y + LEGEND_ROW - 7), font, scale, (0, 0, 0), 1, cv2.LINE_AA
-        )
-    return strip
-
-
-def output_path(sample: Sample, output: str | None) -> Path:
-    """Returns where the result goes.
+def open_output(source: Source, output: str | None, fps: float | None, codec: str | None) -> PictureFiles | VideoFile:
+    """Finds out where the result goes: one picture, a folder of pictures or a video.
 
     Raises:
-        UserError: the official evaluation would take the file for a prediction, or its folder cannot be written.
+        UserError: the name fits neither, the official evaluation would take the pictures for predictions, a folder
+            cannot be written to, or this machine cannot write such a video.
     """
-    path = Path(output) if output else Path(f"{sample.name}_result.png")
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"--output is {path}, expected a name that ends with .png or .jpg")
-    folder = writable_folder(path.absolute().parent)
+    if output is None:
+        endings = {"picture": RESULT, "pictures": "", "video": "_result.webm", "camera": "_result.webm"}
+        output = source.name + endings[source.kind]
+        path, folder = Path(output), source.kind == "pictures"
+    else:
+        path = Path(output)
+        folder = path.is_dir() or not path.suffix or output.endswith(("/", os.sep))
+    suffix = "" if folder else path.suffix.lower()
+    if suffix in (".png", ".jpg", ".jpeg") and source.kind != "picture":
+        raise UserError(f"--output is {path}, one picture, but the input may hold several: name a folder or a video")
+    if not folder and suffix not in (".png", ".jpg", ".jpeg", *CODECS):
+        raise UserError(
+            f"--output is {path}, expected a name that ends with .png or .jpg (one picture), {', '.join(CODECS)} "
+            "(a video) or a slash (a folder)"
+        )
+    if path.exists() and any(sample.image.samefile(path) for sample in source.samples):
+        raise UserError(f"--output is {path}, which is the input; name another file")
+    if suffix in CODECS:
+        writable_folder(path.absolute().parent)
+        given = PICTURE_FPS if source.kind in ("picture", "pictures") else source.fps or CAMERA_FPS
+        return VideoFile(path, fps or given, codec)
+    if fps or codec:
+        raise UserError(f"--fps and --codec are for videos, but {path} is none; name a .webm file with --output")
+    root = writable_folder(path if folder else path.absolute().parent)
     results = os.environ.get("CITYSCAPES_RESULTS")
-    if results and path.suffix == ".png" and folder.resolve().is_relative_to(Path(results).resolve()):
+    if results and (folder or suffix == ".png") and root.resolve().is_relative_to(Path(results).resolve()):
         raise UserError(
             f"{path} would lie in $CITYSCAPES_RESULTS, where the official evaluation takes it for a prediction; "
-            "name a file elsewhere with --output"
+            "name a place elsewhere with --output"
         )
-    return path
+    return PictureFiles(path, not folder)
+
+
+def check_display() -> None:
+    """Opens a window in another process, because a library without a display ends the process.
+
+    Raises:
+        UserError: it could not be opened.
+    """
+    script = "import cv2; cv2.namedWindow('probe'); cv2.waitKey(1)"
+    if subprocess.run([sys.executable, "-c", script], capture_output=True).returncode:
+        raise UserError(
+            "--show found no display to open a window on (or OpenCV was built without windows); leave it out and look "
+            "at the file that is written"
+        )
+
+
+def first(frames: Iterable[Frame | Problem], count: int | None) -> Iterator[Frame | Problem]:
+    """Gives items up to that many frames."""
+    for frame in frames:
+        yield frame
+        if count is not None and isinstance(frame, Frame):
+            count -= 1
+            if not count:
+                return
+
+
+class Run:
+    """One run over a source: what its stages do, what they count, and what is said at the end."""
+
+    def __init__(
+        self, args: argparse.Namespace, source: Source, sink: PictureFiles | VideoFile | None, predict: Callable
+    ):
+        self.source, self.sink, self.predict = source, sink, predict
+        self.overlay, self.limit, self.show = args.overlay, args.frames, args.show
+        moving = not isinstance(sink, PictureFiles)  # frames of one size: none has a legend or panels of its own
+        self.width = args.width or (VIDEO_WIDTH if moving else None)
+        self.legend = () if not args.legend else ALL_CLASSES if moving else None
+        self.labels = not args.overlay and (not moving or all(sample.label for sample in source.samples))
+        self.frames = self.labelled = self.skipped = self.signal = 0
+        self.opened = self.closed = False  # the window; closed by the user
+        self.problems: list[str] = []
+        self.notes: dict[str, list[str]] = {}  # what was converted, and where
+        self.latest: np.ndarray | None = None  # drawn, and not in the window yet
+        total = min(filter(None, (source.count, args.frames)), default=None)
+        self.bar = tqdm(total=total, unit=" frames", leave=False, disable=True if source.kind == "picture" else None)
+
+    def interrupt(self, signum: int, frame: object) -> None:
+        """Takes a signal: the run ends after the frame at hand. A second one ends the process at once."""
+        if self.signal:
+            os._exit(128 + signum)
+        self.signal = signum
+
+    def segment(self, item: Frame | Problem) -> tuple[Frame, np.ndarray] | None:
+        """Predicts a frame, or says why there is none. The window lives here, as it has to in the main thread."""
+        if isinstance(item, Problem):
+            self.skipped += item.frames
+            self.problems.append(item.text)
+            if self.source.kind != "picture":
+                with STDERR:
+                    tqdm.write(f"{'skipped: ' if item.frames else ''}{item.text}", file=sys.stderr)
+            return None
+        if item.note:
+            self.notes.setdefault(item.note, []).append(item.name)
+        self.frames += 1
+        self.labelled += item.label is not None
+        prediction = self.predict(item.image)
+        self.bar.update()
+        if self.show:
+            self.refresh()
+        return item, prediction
+
+    def draw(self, item: tuple[Frame, np.ndarray]) -> tuple[str, np.ndarray]:
+        """Draws a frame; returns its name and the picture in BGR."""
+        frame, prediction = item
+        drawn = draw_result(frame.image, frame.label, prediction, self.overlay, self.width, self.legend)
+        picture = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
+        self.latest = picture
+        return frame.name, picture
+
+    def write(self, item: tuple[str, np.ndarray]) -> None:
+        """Hands a picture to the disk."""
+        self.sink.write(*item)
+
+    def refresh(self, wait_ms: int = 1) -> None:
+        """Puts what was drawn last into the window, and looks whether it was closed."""
+        if self.latest is not None:
+            picture, self.latest = self.latest, None
+            if not self.opened:
+                with quiet():
+                    cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+                width = min(VIDEO_WIDTH, picture.shape[1])
+                cv2.resizeWindow(WINDOW, width, picture.shape[0] * width // picture.shape[1])
+                self.opened = True
+            cv2.imshow(WINDOW, picture)
+        pressed = cv2.waitKey(wait_ms) & 0xFF
+        gone = self.opened and cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1
+        self.closed = self.closed or gone or pressed in (ord("q"), 27)  # 27: escape
+
+    def view(self) -> list[float]:
+        """Sees to every frame; returns the seconds of the run, and those that each stage was busy.
+
+        Raises:
+            UserError: no frame could be read, or the result could not be written.
+        """
+        start = time.perf_counter()
+        try:
+            stages = [self.draw, self.write] if self.sink else [self.draw]
+            frames = first(self.source.frames(self.labels), self.limit)
+            seconds = run_stages(frames, self.segment, stages, lambda: bool(self.signal or self.closed))
+            elapsed = time.perf_counter() - start
+            if not (self.frames or self.signal or self.closed):
+                reason = self.problems[-1] if self.problems else f"{self.source.name} holds no frame"
+                raise UserError(reason + (f"; none of {self.skipped} frames could be used" if self.skipped > 1 else ""))
+            if self.sink and self.frames:
+                self.sink.close()
+        except BaseException:
+            if self.sink:
+                self.sink.discard()
+            raise
+        finally:
+            self.bar.close()
+        return [elapsed, *seconds]
+
+    def linger(self) -> None:
+        """Keeps the last of some pictures in the window until it is closed; a video ends by itself."""
+        while self.show and self.source.capture is None and not (self.signal or self.closed):
+            self.refresh(wait_ms=100)
+
+    def report(self, elapsed: float, seconds: list[float]) -> None:
+        """Says what was made, what was not, and what every stage cost."""
+        for note, names in self.notes.items():
+            where = names[0] if len(names) == 1 else f"{len(names)} pictures (the first: {names[0]})"
+            print(f"{where}: {note}")
+        truth = f"ground truth{'' if self.labelled == self.frames else ' where there is one'} | "
+        panels = "overlay" if self.overlay else f"input | {truth if self.labelled else ''}prediction"
+        if not self.frames:
+            return
+        print(f"{self.sink or 'nothing written'}: {panels}")
+        if self.source.kind != "picture":
+            costs = [
+                f"{name} {1e3 * busy / self.frames:.1f}"
+                for name, busy in zip(("decode", "predict", "draw", "write"), seconds, strict=False)
+            ]
+            skipped = f", {self.skipped} skipped" if self.skipped else ""
+            rate = self.frames / elapsed
+            print(f"{self.frames} frames{skipped}, {rate:.1f} frames/s; {', '.join(costs)} ms a frame")
 
 
 def main() -> int:
-    """Segments one picture and saves what it drew."""
+    """Segments what was named and saves or shows what it drew."""
     args = parse_args()
-    sample = find_picture(args.data_path, args.input_pic)
-    path = output_path(sample, args.output)
-    if sample.label is None:
-        image, label = read_image(sample.image), None
-    else:
-        image, label = read_pair(sample)
-    check_size(image.shape[:2], sample.image)
-    model, _ = load_model(args.model_weight)
-    prediction = Predictor(model, choose_device(args.device))(image)
-    picture = cv2.cvtColor(draw_result(image, label, prediction, args.overlay), cv2.COLOR_RGB2BGR)
-    if path.suffix.lower() == ".png":
-        write_file(path, encode_png(picture))
-    else:
-        write_file(path, cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
-    panels = (
-        "overlay" if args.overlay else "input | prediction" if label is None else "input | ground truth | prediction"
-    )
-    note = train_ids_note([sample])
-    print("\n".join([*([note] if note else []), f"{path}: {panels}"]))
+    source = open_source(args.data_path, args.input_pic)
+    sink = open_output(source, args.output, args.fps, args.codec) if args.write else None
+    if args.show:
+        check_display()
+    cv2.setNumThreads(1)  # the stages run beside each other
+    run = Run(args, source, sink, make_predictor(args.model_weight, args.device))
+    note = train_ids_note(source.samples)
+    if note and run.labels:
+        print(note)
+    signal.signal(signal.SIGINT, run.interrupt)
+    signal.signal(signal.SIGTERM, run.interrupt)
+    elapsed, *seconds = run.view()
+    run.report(elapsed, seconds)
+    if run.signal:
+        print("interrupted; what was made until then is kept" if run.frames else "interrupted", file=sys.stderr)
+        return 128 + run.signal
+    run.linger()
     return 0
 
 
