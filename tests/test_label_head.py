@@ -1,0 +1,100 @@
+"""Labels straight from the logits at 1/8, against interpolation and argmax."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import label_head
+from label_head import labels_from_logits, mixed_share
+
+
+def wrong_pixels(logits: torch.Tensor, size: tuple[int, int], align_corners: bool) -> int:
+    """Pixels with another label than the naive form's, but for exact ties of its two highest values."""
+    values = F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
+    labels = labels_from_logits(logits, size, align_corners)
+    assert labels.dtype == torch.uint8 and labels.shape == (len(logits), *size)
+    different = labels != values.argmax(1)
+    if values.shape[1] > 1:
+        highest = values.topk(2, 1).values
+        different &= highest[:, 0] != highest[:, 1]
+    return int(different.sum())
+
+
+def make_logits(seed: int, shape: tuple[int, ...], kind: str) -> torch.Tensor:
+    """Logits of some kind: noise has all classes in every cell, blobs have few mixed cells, the others near-ties."""
+    torch.manual_seed(seed)
+    noise = torch.randn(shape)
+    if kind == "blobs":
+        coarse = torch.randn(*shape[:2], 1 + shape[2] // 6, 1 + shape[3] // 6)
+        return 5 * F.interpolate(coarse, shape[2:], mode="nearest") + 0.3 * noise
+    if kind == "ties":
+        return (2 * noise).round() / 2
+    if kind == "near ties":
+        return 1000 + noise
+    if kind == "equal classes":
+        return noise[:, :1].expand(shape) + 1e-6 * torch.randn(shape)
+    return noise
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), count=st.integers(1, 2), classes=st.integers(1, 24), height=st.integers(1, 12),
+    width=st.integers(1, 12), down=st.integers(1, 9), across=st.integers(1, 9),
+    rest=st.tuples(*2 * [st.integers(0, 8)]),
+    align_corners=st.booleans(), channels_last=st.booleans(),
+    kind=st.sampled_from(["noise", "blobs", "ties", "near ties", "equal classes"]),
+)  # fmt: skip
+def test_labels_are_those_of_interpolation(
+    seed, count, classes, height, width, down, across, rest, align_corners, channels_last, kind
+) -> None:
+    """Any size, ratio, class count and layout; wherever the two highest values differ, the label must be the same."""
+    logits = make_logits(seed, (count, classes, height, width), kind)
+    if channels_last:
+        logits = logits.contiguous(memory_format=torch.channels_last)
+    assert wrong_pixels(logits, (height * down + rest[0], width * across + rest[1]), align_corners) == 0
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("kind", ["noise", "blobs", "near ties", "equal classes"])
+@pytest.mark.parametrize("size", [(360, 480), (256, 640), (250, 630)])
+def test_labels_of_whole_pictures(size, kind: str, align_corners: bool) -> None:
+    """Sizes at which near-ties are settled by two rows of logits instead of all of them."""
+    logits = make_logits(3, (1, 19, (size[0] + 7) // 8, (size[1] + 7) // 8), kind)
+    assert wrong_pixels(logits, size, align_corners) == 0
+
+
+def test_near_ties_are_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above must have reached the code that settles near-ties, or they would say nothing about it."""
+    settled = []
+    original = label_head._settle
+    monkeypatch.setattr(label_head, "_settle", lambda *args: (settled.append(len(args[1])), original(*args)))
+    logits = make_logits(0, (1, 19, 32, 80), "near ties")
+    assert wrong_pixels(logits, (256, 640), False) == 0 and sum(settled) > 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_do_as_interpolation_does(value: float) -> None:
+    """A bound on the corners says nothing where one of them is no number."""
+    logits = make_logits(0, (1, 5, 6, 7), "noise")
+    logits[0, 2, 3, 3] = value
+    naive = F.interpolate(logits, (48, 56), mode="bilinear").argmax(1)
+    assert torch.equal(labels_from_logits(logits, (48, 56)).long(), naive)
+
+
+def test_many_classes_and_smaller_pictures() -> None:
+    """More classes than a byte holds, and a size below that of the logits."""
+    logits = make_logits(0, (1, 300, 4, 5), "noise")
+    assert torch.equal(labels_from_logits(logits, (16, 20)), F.interpolate(logits, (16, 20), mode="bilinear").argmax(1))
+    assert wrong_pixels(make_logits(0, (1, 5, 9, 9), "noise"), (6, 20), False) == 0
+
+
+def test_mixed_share_counts_cells() -> None:
+    """The share that the benchmark prints beside the time of the label head."""
+    logits = torch.zeros(1, 2, 4, 4)
+    assert mixed_share(logits) == 0
+    logits[:, 1, :, 2:] = 1  # of the five columns of cells the middle one is mixed
+    assert mixed_share(logits) == pytest.approx(0.2)
