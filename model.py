@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,8 @@ class FastSCNN(nn.Module):
         align_corners: how every bilinear interpolation places its samples. The original repository's weights were
             trained with True.
         aux: adds the two auxiliary heads of the paper. In training mode the output is then a list: the logits, those
-            at the end of learning_to_downsample and those at the end of global_feature_extractor, all (N, K, H, W).
-            In eval mode the heads are not run.
+            at the end of learning_to_downsample, (N, K, H/8, W/8), and those at the end of global_feature_extractor,
+            (N, K, H/32, W/32). In eval mode the heads are not run.
         input_scale: pictures are enlarged by this before the first layer; the logits are still at their own size. At
             360x480 the deepest map has 12x15 cells, too few for the context branch. The cost grows with its square.
     """
@@ -65,14 +66,16 @@ class FastSCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Returns logits at the size of x; see the class for what training mode with auxiliary heads returns."""
-        size = x.shape[-2:]
-        outputs = [F.interpolate(y, size, mode="bilinear", align_corners=self.align_corners) for y in self.heads(x)]
-        return outputs if len(outputs) > 1 else outputs[0]
+        logits, *auxiliary = self.heads(x)
+        logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+        return [logits, *auxiliary] if auxiliary else logits
 
     def heads(self, x: Tensor) -> list[Tensor]:
         """Returns the logits before upsampling, (N, K, ceil(H/8), ceil(W/8)) at input_scale 1; then auxiliary ones."""
         if self.input_scale != 1:
-            size = [round(length * self.input_scale) for length in x.shape[-2:]]
+            # In whole numbers: a rounded float of a size that is not known yet cannot be exported.
+            over, under = Fraction(self.input_scale).limit_denominator(1000).as_integer_ratio()
+            size = [(2 * length * over + under) // (2 * under) for length in x.shape[-2:]]
             x = F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
         shallow = self.learning_to_downsample(x)  #           (N,  64, H/8,  W/8)
         context = self.global_feature_extractor(shallow)  #   (N, 128, H/32, W/32)
@@ -220,8 +223,22 @@ def pooling_matrix(length: int, bins: int, like: Tensor) -> Tensor:
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int, **options: int) -> nn.Sequential:
     """Convolution without bias, then batch normalisation."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, bias=False, **options)
+    kind = DepthwiseConv2d if options.get("groups") == in_channels else nn.Conv2d
+    conv = kind(in_channels, out_channels, kernel_size, bias=False, **options)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution that a CPU trains in single precision even under bf16 autocast.
+
+    oneDNN has no fast bf16 gradient for it: left to autocast, it makes the step slower than without.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and x.is_cpu and torch.is_autocast_enabled("cpu")):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, **options: int) -> nn.Sequential:

@@ -184,7 +184,10 @@ def count_parameters_and_macs(model: nn.Module, height: int, width: int) -> tupl
     dict: it gets a copy.
     """
     from thop import profile
+    from thop.vision.basic_hooks import count_convNd
 
     copied = copy.deepcopy(model).cpu().eval()
-    macs, _ = profile(copied, inputs=(torch.zeros(1, 3, height, width),), verbose=False)
+    # thop goes by the exact class: one derived from Conv2d would count nothing
+    derived = {type(m): count_convNd for m in copied.modules() if isinstance(m, torch.nn.Conv2d)}
+    macs, _ = profile(copied, (torch.zeros(1, 3, height, width),), custom_ops=derived, verbose=False)
     return sum(parameter.numel() for parameter in model.parameters()), int(macs)

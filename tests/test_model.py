@@ -75,10 +75,27 @@ def test_pooling_stays_precise_under_autocast() -> None:
     torch.testing.assert_close(pooled, F.adaptive_avg_pool2d(x, 6), atol=1e-6, rtol=1e-5)
 
 
+def test_depthwise_convolutions_train_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's bf16 gradient of a depthwise convolution makes a step with autocast slower than one without."""
+    seen = set()
+    convolve = torch.nn.Conv2d._conv_forward
+
+    def note(self, x, weight, bias):
+        seen.add((self.groups > 1, x.dtype, torch.is_autocast_enabled("cpu")))
+        return convolve(self, x, weight, bias)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", note)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = FastSCNN(3).train()(torch.randn(2, 3, 64, 64))
+    assert logits.dtype == torch.bfloat16
+    assert {entry for entry in seen if entry[0]} == {(True, torch.float32, False)}
+    assert (False, torch.bfloat16, True) in seen
+
+
 def test_auxiliary_heads_only_in_training() -> None:
     """Auxiliary heads that run at inference cost time; heads that are missing in training give no loss."""
     model, x = FastSCNN(7, aux=True), torch.randn(2, 3, 64, 96)
-    assert [tuple(y.shape) for y in model.train()(x)] == [(2, 7, 64, 96)] * 3
+    assert [tuple(y.shape) for y in model.train()(x)] == [(2, 7, 64, 96), (2, 7, 8, 12), (2, 7, 2, 3)]
     with torch.no_grad():
         assert model.eval()(x).shape == (2, 7, 64, 96)
     assert isinstance(FastSCNN(7).train()(x), torch.Tensor)
