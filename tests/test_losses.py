@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from losses import LOSSES, OHEM_LEAST_SHARE, OHEM_PROBABILITY, pixel_loss
+from losses import LOSSES, OHEM_LEAST_SHARE, OHEM_PROBABILITY, auxiliary_loss, lovasz_loss, pixel_loss
 
 
 def example(seed: int = 0, ignored: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,3 +64,57 @@ def test_ohem_keeps_the_hard_pixels_and_at_least_a_share() -> None:
     easy = 50 * F.one_hot(targets.clamp(max=18), 19).permute(0, 3, 1, 2).float()
     _, few = pixel_loss("ohem", easy, targets)
     assert few == math.ceil(OHEM_LEAST_SHARE * int((targets != 255).sum()))
+
+
+def test_lovasz_loss_of_certain_predictions_is_one_minus_the_iou() -> None:
+    """On zeros and ones the Lovász extension is the function that it extends."""
+    torch.manual_seed(0)
+    targets, predictions = torch.randint(0, 5, (2, 40, 44)), torch.randint(0, 7, (2, 40, 44))
+    targets[:, :10] = 255
+    logits = 1000.0 * F.one_hot(predictions, 7).permute(0, 3, 1, 2)
+    p, t = predictions[:, 2::4, 2::4], targets[:, 2::4, 2::4]
+    p, t = p[t != 255], t[t != 255]
+    iou = [((p == k) & (t == k)).sum() / ((p == k) | (t == k)).sum() for k in range(5)]
+    torch.testing.assert_close(lovasz_loss(logits, targets), 1 - torch.stack(iou).mean())
+
+
+def test_lovasz_loss_is_the_definition() -> None:
+    """Equation 9 of the paper, written out for one class at a time."""
+    torch.manual_seed(1)
+    targets = torch.randint(0, 4, (1, 16, 24))
+    logits = torch.randn(1, 6, 16, 24)
+    labels = targets[:, 2::4, 2::4].flatten().tolist()
+    probabilities = logits[..., 2::4, 2::4].softmax(1)[0].flatten(1)
+    losses = []
+    for k in sorted(set(labels)):
+        errors = [abs(float(label == k) - float(p)) for label, p in zip(labels, probabilities[k], strict=True)]
+        order = sorted(range(len(errors)), key=lambda i: -errors[i])
+        total, before = 0.0, 0.0
+        for count in range(1, len(order) + 1):
+            wrong = set(order[:count])
+            truth = {i for i, label in enumerate(labels) if label == k}
+            now = 1 - len(truth - wrong) / len(truth | wrong)
+            total += errors[order[count - 1]] * (now - before)
+            before = now
+        losses.append(total)
+    assert lovasz_loss(logits, targets).item() == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [lovasz_loss, auxiliary_loss])
+def test_other_losses_without_labels_are_zero(loss) -> None:
+    """A batch of ignored pixels alone must not end a run with NaN."""
+    logits = torch.randn(2, 19, 12, 12, requires_grad=True)
+    value = loss(logits, torch.full((2, 12, 12), 255))
+    value.backward()
+    assert value == 0 and logits.grad.abs().sum() == 0
+
+
+def test_auxiliary_loss_looks_at_the_place_of_each_label() -> None:
+    """An inner head that is compared with labels half a cell away."""
+    targets = torch.zeros(1, 64, 96, dtype=torch.long)
+    targets[:, :, 48:] = 1
+    good = torch.zeros(1, 2, 8, 12)
+    good[:, 0, :, :6], good[:, 1, :, 6:] = 20.0, 20.0
+    shifted = good.roll(1, dims=3)
+    shifted[..., 0] = good[..., 0]
+    assert auxiliary_loss(good, targets) < 0.2 * auxiliary_loss(shifted, targets)
