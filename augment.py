@@ -135,8 +135,8 @@ class Scales(NamedTuple):
 class TrainSet(Dataset):
     """Random crops for training; a sample depends on (seed, epoch, index) alone.
 
-    Items are asked for by (epoch, index): see EpochSampler. They are (crop_h, crop_w, 3) uint8 RGB and
-    (crop_h, crop_w) uint8 train ids.
+    Items are asked for by (epoch, index): see EpochSampler. They are (crop_h, crop_w, 3) uint8 RGB, (crop_h, crop_w)
+    uint8 train ids, and what distort_colours is to do with the picture once it is on the device.
 
     Args:
         samples: the frames.
@@ -146,6 +146,7 @@ class TrainSet(Dataset):
         max_class_share: a crop of which one class covers more is drawn again, up to ten times; 1 takes every crop.
         class_uniform: share of the samples that are centred on a pixel of a class drawn evenly from those of the
             frame, so that rare classes are seen more often.
+        color_strength: see draw_colours.
     """
 
     def __init__(
@@ -156,14 +157,15 @@ class TrainSet(Dataset):
         scales: Scales,
         max_class_share: float = 1.0,
         class_uniform: float = 0.0,
+        color_strength: float = 0.0,
     ):
         self.samples, self.size, self.seed, self.scales = list(samples), size, seed, scales
-        self.max_class_share, self.class_uniform = max_class_share, class_uniform
+        self.max_class_share, self.class_uniform, self.color_strength = max_class_share, class_uniform, color_strength
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         image, label = read_pair(self.samples[index])
@@ -173,7 +175,8 @@ class TrainSet(Dataset):
             target = crop_label(label, crop)
             if self.max_class_share == 1 or _largest_share(target) <= self.max_class_share:
                 break
-        return torch.from_numpy(crop_image(image, crop)), torch.from_numpy(target)
+        colours = draw_colours(rng, self.color_strength)
+        return torch.from_numpy(crop_image(image, crop)), torch.from_numpy(target), colours
 
     def draw_crop(self, label: np.ndarray, rng: np.random.Generator, centred: bool) -> Crop:
         """Draws scale, place and flip."""
@@ -202,29 +205,41 @@ def _count_classes(label: np.ndarray) -> np.ndarray:
     return cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:NUM_CLASSES]
 
 
-def distort_colours(images: Tensor, strength: float) -> Tensor:
-    """Changes brightness, contrast, saturation, hue and the order of the colour channels of each picture by chance.
+def draw_colours(rng: np.random.Generator, strength: float) -> Tensor:
+    """Draws what happens to the colours of a picture: (4,) brightness, contrast and saturation factors, hue shift.
 
-    Paper: "colour channels noise and brightness". Differs: it gives no amounts; torchvision's photometric distortion
-    with its defaults' ranges scaled by `strength` is used, as public re-implementations do.
+    Each of them happens by a chance of one half. Paper: "colour channels noise and brightness". Differs: it gives no
+    amounts. Source: mmsegmentation's PhotoMetricDistortion.
 
     Args:
-        images: (N, H, W, 3) uint8, on any device.
-        strength: 0 leaves them as they are, 1 is the full range.
+        rng: the generator of the sample.
+        strength: 0 leaves every picture as it is, 1 is the full range.
+    """
+    values = (rng.uniform(-1, 1, 4) * (rng.random(4) < 0.5) * strength).astype(np.float32)
+    return torch.from_numpy(values) * torch.tensor([0.25, 0.5, 0.5, 0.05]) + torch.tensor([1.0, 1.0, 1.0, 0.0])
+
+
+def distort_colours(images: Tensor, colours: Tensor) -> Tensor:
+    """Changes the colours of pictures, on whatever device they are.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        colours: (N, 4) on the CPU, rows of draw_colours.
 
     Returns:
         (N, H, W, 3) uint8.
     """
-    if not strength:
+    unchanged = draw_colours(np.random.default_rng(0), 0.0)
+    if (colours == unchanged).all():
         return images
-    transform = v2.RandomPhotometricDistort(
-        brightness=(1 - 0.125 * strength, 1 + 0.125 * strength),
-        contrast=(1 - 0.5 * strength, 1 + 0.5 * strength),
-        saturation=(1 - 0.5 * strength, 1 + 0.5 * strength),
-        hue=(-0.05 * strength, 0.05 * strength),
-    )
-    channels_first = images.permute(0, 3, 1, 2)
-    return torch.stack([transform(picture) for picture in channels_first]).permute(0, 2, 3, 1)
+    changes = (v2.functional.adjust_brightness, v2.functional.adjust_contrast, v2.functional.adjust_saturation,
+               v2.functional.adjust_hue)  # fmt: skip
+    pictures = []
+    for picture, row in zip(images.permute(0, 3, 1, 2), colours, strict=True):
+        for change, value, none in zip(changes, row.tolist(), unchanged.tolist(), strict=True):
+            picture = picture if value == none else change(picture, value)
+        pictures.append(picture)
+    return torch.stack(pictures).permute(0, 2, 3, 1)
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):

@@ -10,8 +10,9 @@ from conftest import random_frame, write_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional as F
 
-from augment import EpochSampler, Scales, TrainSet, crop_image, crop_label, distort_colours, place_crop
+from augment import EpochSampler, Scales, TrainSet, crop_image, crop_label, distort_colours, draw_colours, place_crop
 from dataset import MEAN_COLOUR, DataError, find_samples
 
 LISTED = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
@@ -80,11 +81,11 @@ def test_samples_do_not_depend_on_workers(frames, workers: int) -> None:
     def batches(count: int) -> list[torch.Tensor]:
         samples = find_samples(frames, "train")
         sampler = EpochSampler(len(samples), 2, seed=3)
-        train_set = TrainSet(samples, (48, 64), 3, Scales.parse("0.5-2"), 0.75, 0.5)
+        train_set = TrainSet(samples, (48, 64), 3, Scales.parse("0.5-2"), 0.75, 0.5, 1.0)
         loader = DataLoader(train_set, batch_sampler=sampler, num_workers=count, persistent_workers=count > 0)
         collected = []
         for sampler.epoch in (1, 2):
-            collected += [torch.cat([i.flatten(), t.flatten()]) for i, t in loader]
+            collected += [torch.cat([part.flatten() for part in batch]) for batch in loader]
         return collected
 
     alone, shared = batches(0), batches(workers)
@@ -137,11 +138,29 @@ def test_last_batch_of_one_is_left_out() -> None:
 
 def test_colours_change_by_strength_and_by_picture() -> None:
     """Distortion that is the same for a whole batch, or runs although it was switched off."""
-    torch.manual_seed(0)
-    images = torch.randint(0, 256, (6, 8, 9, 3), dtype=torch.uint8)
-    assert distort_colours(images, 0.0) is images
-    changed = distort_colours(images[:1].expand(6, -1, -1, -1), 1.0)
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (12, 8, 9, 3), np.uint8))
+
+    def drawn(strength: float) -> torch.Tensor:
+        return torch.stack([draw_colours(rng, strength) for _ in images])
+
+    assert distort_colours(images, drawn(0.0)) is images
+    changed = distort_colours(images[:1].expand(12, -1, -1, -1), drawn(1.0))
     assert changed.shape == images.shape and changed.dtype == torch.uint8
-    assert len({tuple(picture.flatten().tolist()) for picture in changed}) > 3
-    weak, strong = ((distort_colours(images, s).float() - images.float()).abs().mean() for s in (0.05, 1.0))
-    assert weak < strong
+    assert len({tuple(picture.flatten().tolist()) for picture in changed}) > 6
+    weak, strong = ((distort_colours(images, drawn(s)).float() - images.float()).abs().mean() for s in (0.05, 1.0))
+    assert 0 < weak < strong
+
+
+def test_each_colour_change_is_torchvisions() -> None:
+    """Factors that end up in the wrong operation: a picture that was to become brighter becomes grey."""
+    images = torch.randint(0, 256, (4, 8, 9, 3), dtype=torch.uint8)
+    rows = torch.tensor([[1.2, 1, 1, 0], [1, 0.6, 1, 0], [1, 1, 1.4, 0], [1, 1, 1, -0.03]])
+    first = images.permute(0, 3, 1, 2)
+    expected = [
+        F.adjust_brightness(first[0], rows[0, 0].item()),
+        F.adjust_contrast(first[1], rows[1, 1].item()),
+        F.adjust_saturation(first[2], rows[2, 2].item()),
+        F.adjust_hue(first[3], rows[3, 3].item()),
+    ]
+    assert torch.equal(distort_colours(images, rows), torch.stack(expected).permute(0, 2, 3, 1))
