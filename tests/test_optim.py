@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import FastSCNN
-from optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
+from optim import Muon, learning_rate, make_average, make_optimizer, orthogonal, parameter_groups, scaled_rate
 
 
 @given(st.integers(1, 5000), st.floats(0, 2), st.integers(0, 300), st.floats(0, 0.01))
@@ -49,7 +50,7 @@ def test_decay_spares_what_it_should() -> None:
     assert len(everything["params"]) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon", "sgd"])
 def test_every_optimizer_lowers_a_loss(name: str) -> None:
     """A name that gives another optimizer, or one without its momentum."""
     model = torch.nn.Linear(3, 1)
@@ -82,3 +83,54 @@ def test_average_follows_weights_and_statistics() -> None:
     torch.testing.assert_close(got[name], start + rate)
     assert got[statistic].mean() == pytest.approx(rate, abs=1e-5)
     assert got["learning_to_downsample.conv.1.num_batches_tracked"] == 5
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48), (64, 64), (1, 7)])
+def test_orthogonal_keeps_the_singular_vectors(shape: tuple[int, int]) -> None:
+    """An iteration that diverges, or that turns the step somewhere else."""
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = left.mT @ orthogonal(matrix) @ right.mT
+    assert values.diagonal().median() > 0.6 and values.diagonal().max() < 1.3
+    assert (values - values.diagonal().diag()).abs().max() < 0.02
+    assert torch.isfinite(orthogonal(torch.zeros(shape))).all()
+
+
+def test_muon_steps_dense_convolutions_and_leaves_the_rest_to_adamw() -> None:
+    """Depthwise weights and biases that are orthogonalised, or that no optimizer moves at all."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(6, 8, 1), torch.nn.Conv2d(8, 8, 3, groups=8))
+    twin = copy.deepcopy(model)
+    dense = model[0].weight.detach().clone()
+    for net, kind in ((model, Muon), (twin, torch.optim.AdamW)):
+        optimizer = kind(net.parameters(), lr=0.01, weight_decay=0.1)
+        net(torch.ones(2, 6, 5, 5)).square().sum().backward()
+        optimizer.step()
+    assert all(
+        torch.equal(getattr(model[i], n), getattr(twin[i], n)) for i, n in ((0, "bias"), (1, "weight"), (1, "bias"))
+    )
+    step = (model[0].weight - dense * (1 - 0.01 * 0.1)).flatten(1) / (0.01 * 0.2 * 8**0.5)
+    assert torch.linalg.svdvals(step).max() < 1.3
+
+
+def test_muon_goes_on_from_its_state() -> None:
+    """A momentum that is not saved: a resumed run takes other steps."""
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(5, 4, 1)
+    x = torch.randn(3, 5, 2, 2)
+
+    def train(net, optimizer, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (net(x) - 1).square().mean().backward()
+            optimizer.step()
+
+    optimizer = Muon(model.parameters(), lr=0.01)
+    train(model, optimizer, 3)
+    again = copy.deepcopy(model)
+    resumed = Muon(again.parameters(), lr=0.01)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 3)
+    train(again, resumed, 3)
+    assert torch.equal(model.weight, again.weight) and torch.equal(model.bias, again.bias)
