@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from backends import Network
 from dataset import (
     CATEGORIES,
     CLASSES,
@@ -42,8 +43,9 @@ from dataset import (
     loader_worker,
     train_ids_note,
 )
-from deploy import Predictor, check_size, load_model
-from utils import UserError, choose_device, run_cli, writable_folder, write_file
+from deploy import add_backend_flags, check_size, load_network
+from label_head import labels_from_logits
+from utils import UserError, run_cli, writable_folder, write_file
 
 # images (1, H, W, 3) uint8 and targets (1, H, W) uint8 to train ids (1, H, W) and the summed loss
 Predict = Callable[[Tensor, Tensor], tuple[Tensor, float]]
@@ -199,15 +201,23 @@ def encode_png(picture: np.ndarray) -> bytes:
     return cv2.imencode(".png", picture)[1].tobytes()
 
 
-def torch_predict(predictor: Predictor) -> Predict:
-    """Returns what `evaluate` calls for each frame: it gives train ids and the cross-entropy summed over pixels."""
+def predict_with(network: Network, with_loss: bool = False) -> Predict:
+    """Returns what `evaluate` calls for each frame: it gives train ids and the cross-entropy summed over pixels.
+
+    Args:
+        network: on whatever engine.
+        with_loss: the loss needs the logits of every pixel, which takes longer than all the rest; otherwise it is NaN.
+    """
 
     @torch.inference_mode()
     def predict(images: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-        logits = predictor.logits(images)
-        targets = targets.to(logits.device).long()
-        loss = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
-        return logits.argmax(1), float(loss)
+        logits, size = network.run(images), images.shape[1:3]
+        labels, loss = labels_from_logits(logits, size, network.align_corners), math.nan
+        if with_loss:
+            targets = targets.to(logits.device).long()
+            full = F.interpolate(logits, size, mode="bilinear", align_corners=network.align_corners)
+            loss = float(F.cross_entropy(full, targets, ignore_index=IGNORE_INDEX, reduction="sum"))
+        return labels, loss
 
     return predict
 
@@ -219,7 +229,7 @@ def evaluate(
     """Predicts every frame at its full size and scores the predictions: the one path to every reported number.
 
     Args:
-        predict: see torch_predict.
+        predict: see predict_with.
         samples: the frames; those without labels are predicted only.
         workers: loader processes.
         writer: where the predictions go, if anywhere.
@@ -271,7 +281,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--save_dir", help="write label-id PNGs here (test: $CITYSCAPES_RESULTS, else ./results)")
     parser.add_argument("--color_dir", help="write colour PNGs here")
     parser.add_argument("--json", metavar="FILE", help="write the scores here")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add_backend_flags(parser)
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="loader processes")
     return parser.parse_args()
 
@@ -284,8 +294,7 @@ def main() -> int:
         raise UserError("--json was given for the test split, which has no public labels to score; use --split val")
     samples = find_samples(args.data_path, args.split)
     check_samples(samples)
-    model, metadata = load_model(args.model_weight)
-    predictor = Predictor(model, choose_device(args.device))
+    network, metadata = load_network(args.model_weight, args.device, args.backend, args.precision)
     save_dir = args.save_dir
     if save_dir is None and predict_only:
         save_dir = os.environ.get("CITYSCAPES_RESULTS", "results")
@@ -301,8 +310,8 @@ def main() -> int:
     if args.split in metadata.get("train_split", "train").split("+"):
         print(f"the {args.split} split was seen in training: these scores say little about other pictures")
     epoch = f", epoch {metadata['epoch']}" if "epoch" in metadata else ""
-    print(f"{args.model_weight}{epoch} on {args.data_path}, {args.split}: {len(samples)} frames, {predictor.device}")
-    scores = evaluate(torch_predict(predictor), samples, args.workers, writer)
+    print(f"{args.model_weight}{epoch} on {args.data_path}, {args.split}: {len(samples)} frames, {network.name}")
+    scores = evaluate(predict_with(network), samples, args.workers, writer)
     if writer:
         print(f"predictions: {writer.folder}")
     if predict_only:

@@ -20,12 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import DataError, default_data_path, train_ids_note
-from deploy import Predictor, load_model
+from deploy import add_backend_flags, load_predictor
 from drawing import ALL_CLASSES, draw_result
 from evaluate import encode_png
 from pipeline import run_stages
 from sources import RESULT, Source, open_source
-from utils import UserError, choose_device, run_cli, writable_folder, write_file
+from utils import UserError, run_cli, writable_folder, write_file
 from video import CODECS, STDERR, Frame, Problem, VideoFile, quiet
 
 VIDEO_WIDTH = 1280  # of videos and windows where no flag says it
@@ -66,7 +66,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--show", action=argparse.BooleanOptionalAction, default=False, help="open a window; q ends the run"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add_backend_flags(parser)
     args = parser.parse_args()
     for name, low, high in (("width", 64, 16384), ("fps", 1, 240), ("frames", 1, float("inf"))):
         value = getattr(args, name)
@@ -77,12 +77,6 @@ def parse_args() -> argparse.Namespace:
     if args.output is not None and not args.write:
         raise UserError("--output was given with --no-write; leave out one of them")
     return args
-
-
-def make_predictor(model_weight: str, device: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function from an (H, W, 3) uint8 RGB picture to its (H, W) uint8 train ids."""
-    model, _ = load_model(model_weight)
-    return Predictor(model, choose_device(device))
 
 
 class PictureFiles:
@@ -309,7 +303,7 @@ def main() -> int:
     if args.show:
         check_display()
     cv2.setNumThreads(1)  # the stages run beside each other
-    run = Run(args, source, sink, make_predictor(args.model_weight, args.device))
+    run = Run(args, source, sink, load_predictor(args.model_weight, args.device, args.backend, args.precision))
     note = train_ids_note(source.samples)
     if note and run.labels:
         print(note)

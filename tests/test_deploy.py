@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import assert_user_error, run_script
 
-from deploy import Predictor, initial_model, load_model
+from deploy import initial_model, load_model, load_predictor
 from model import FastSCNN
 from utils import UserError, save_checkpoint
 
@@ -66,13 +66,13 @@ def test_a_head_of_another_size_is_reset_only_when_asked_for(tmp_path, capsys) -
 def test_predictor_returns_train_ids(weights) -> None:
     """Labels of another type or layout than every caller expects."""
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    labels = Predictor(load_model(weights)[0], torch.device("cpu"))(image)
+    labels = load_predictor(weights)(image)
     assert labels.shape == (50, 70) and labels.dtype == np.uint8 and labels.max() < 19
 
 
 def test_picture_under_32_pixels_is_refused(weights) -> None:
     """A picture that shrinks to nothing gives an error of some inner layer."""
-    predictor = Predictor(load_model(weights)[0], torch.device("cpu"))
+    predictor = load_predictor(weights)
     with pytest.raises(UserError, match=r"31x70.*at least 32x32"):
         predictor(np.zeros((31, 70, 3), np.uint8))
 

@@ -1,0 +1,263 @@
+"""Engines that run the network up to its logits at 1/8: PyTorch, ONNX Runtime and OpenVINO.
+
+Each function returns a `Network`: (N, H, W, 3) uint8 RGB pictures in, (N, K, h, w) float32 logits out. The packages of
+the other engines are imported where they are used: PyTorch alone is enough for PyTorch.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from dataset import CLASSES, MEAN, STD, normalise
+from model import FastSCNN
+from utils import UserError
+
+PRECISIONS = {
+    "torch": ("fp32", "bf16", "fp16"),
+    "torch-compile": ("fp32", "bf16", "fp16"),
+    "onnx": ("fp32", "int8"),
+    "openvino": ("fp32", "bf16", "fp16", "int8"),
+}
+METADATA = "fast_scnn"  # the key in exported files
+SIZES_KEPT = 8  # compiled networks, each for one picture size
+
+
+class Network(NamedTuple):
+    """The network on some engine."""
+
+    run: Callable[[Tensor], Tensor]  # (N, H, W, 3) uint8 to (N, K, h, w) float32
+    align_corners: bool  # how its logits are to be enlarged
+    name: str  # backend and precision
+
+
+def check_precision(backend: str, precision: str) -> None:
+    """Refuses what a backend cannot do.
+
+    Raises:
+        UserError: names the choices.
+    """
+    if backend not in PRECISIONS:
+        raise UserError(f"unknown backend {backend}; expected one of {', '.join(PRECISIONS)}")
+    if precision not in PRECISIONS[backend]:
+        raise UserError(
+            f"backend {backend} has no precision {precision}; expected one of {', '.join(PRECISIONS[backend])}"
+        )
+
+
+def package(name: str, backend: str) -> object:
+    """Imports the package of a backend.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(
+            f"backend {backend} needs the package {name.split('.')[0]}: pip install -r requirements-deploy.txt"
+        ) from None
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """Returns a copy in eval mode whose batch normalisations have become part of the convolutions before them."""
+    folded = copy.deepcopy(model).eval()
+    for parent in folded.modules():
+        if not isinstance(parent, nn.Sequential):
+            continue
+        for index in range(len(parent) - 1):
+            if isinstance(parent[index], nn.Conv2d) and isinstance(parent[index + 1], nn.BatchNorm2d):
+                parent[index] = fuse_conv_bn_eval(parent[index], parent[index + 1])
+                parent[index + 1] = nn.Identity()
+    return folded
+
+
+class Pictures(nn.Module):
+    """The network as it is deployed: uint8 pictures in, normalisation inside, logits at 1/8 out.
+
+    Args:
+        model: the network; it is copied.
+        precision: of the layers. The class scores are always computed in single precision: rounded to bf16, they would
+            tie too often.
+    """
+
+    def __init__(self, model: FastSCNN, precision: str = "fp32"):
+        super().__init__()
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.model = fold_batch_norm(model).requires_grad_(False).to(self.dtype)
+        self.model.classifier.conv = Precise(self.model.classifier.conv.float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.heads(normalise(images).to(self.dtype))[0]
+
+
+class Precise(nn.Module):
+    """A layer whose input is converted to single precision first."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.float())
+
+
+def torch_network(model: FastSCNN, device: torch.device, precision: str, compiled: bool) -> Network:
+    """Runs on PyTorch, in channels_last.
+
+    Args:
+        model: the network.
+        device: where.
+        precision: fp32, bf16 or fp16.
+        compiled: by torch.compile; the first picture of each size then takes up to minutes.
+    """
+    backend = "torch-compile" if compiled else "torch"
+    check_precision(backend, precision)
+    pictures = Pictures(model, precision).to(device, memory_format=torch.channels_last)
+    forward = torch.compile(pictures, dynamic=False) if compiled else pictures
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Tensor:
+        return forward(images.to(device, non_blocking=True)).contiguous()
+
+    return Network(run, model.align_corners, f"{backend} {precision}")
+
+
+def describe(model: FastSCNN, source: str, precision: str, size: tuple[int, int] | None) -> dict:
+    """Returns the metadata of an exported file, in plain values.
+
+    Args:
+        model: the network.
+        source: SHA-256 of the checkpoint.
+        precision: of the file.
+        size: (height, width) that it is made for, or None for any.
+    """
+    return {
+        "network": "Fast-SCNN",
+        "input": "uint8 RGB, (N, height, width, 3)",
+        "output": "float32 logits at 1/8; enlarge them bilinearly to the picture, take the highest",
+        "classes": [label.name for label in CLASSES],
+        "palette": [list(label.color) for label in CLASSES],
+        "mean": list(MEAN),
+        "std": list(STD),
+        "align_corners": model.align_corners,
+        "input_scale": model.input_scale,
+        "precision": precision,
+        "size": list(size) if size else None,
+        "source_sha256": source,
+    }
+
+
+def read_metadata(path: str | Path, text: str | None) -> dict:
+    """Checks the metadata of an exported file.
+
+    Raises:
+        UserError: it has none, or is for other classes.
+    """
+    try:
+        metadata = json.loads(text or "")
+        classes, _ = metadata["classes"], metadata["align_corners"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} was not exported by deploy.py: it has no metadata of Fast-SCNN; export it") from None
+    if classes != [label.name for label in CLASSES]:
+        raise UserError(f"{path} is for {len(classes)} other classes, expected the {len(CLASSES)} of Cityscapes")
+    return metadata
+
+
+def _checked(path: str | Path, metadata: dict, run: Callable[[Tensor], Tensor], name: str) -> tuple[Network, dict]:
+    """Wraps an exported network so that a picture of another size than it was made for is refused."""
+
+    def checked(images: Tensor) -> Tensor:
+        size = list(images.shape[1:3])
+        if metadata["size"] not in (None, size):
+            made = "x".join(map(str, metadata["size"]))
+            raise UserError(
+                f"{path} was exported for {made}, the picture is {size[0]}x{size[1]} (height x width): "
+                "export it with --dynamic, or for this size"
+            )
+        return run(images)
+
+    return Network(checked, metadata["align_corners"], name), metadata
+
+
+def onnx_network(path: str | Path) -> tuple[Network, dict]:
+    """Runs an exported ONNX file on ONNX Runtime, on the CPU; returns the network and the file's metadata.
+
+    Raises:
+        UserError: the package is missing, or the file is damaged or foreign.
+    """
+    runtime = package("onnxruntime", "onnx")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base class
+        raise UserError(f"{path} is damaged or no ONNX file ({_first_line(error)}); export it again") from None
+    metadata = read_metadata(path, session.get_modelmeta().custom_metadata_map.get(METADATA))
+    name = session.get_inputs()[0].name
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+    return _checked(path, metadata, run, f"onnx {metadata['precision']}")
+
+
+def openvino_network(path: str | Path, precision: str | None = None) -> tuple[Network, dict]:
+    """Runs an exported OpenVINO pair, or an exported ONNX file, on OpenVINO, on the CPU.
+
+    Every picture size is compiled for itself, which takes a second when it first comes.
+
+    Args:
+        path: of the .xml or the .onnx.
+        precision: None takes the file's.
+
+    Raises:
+        UserError: the package is missing, or the file is damaged or foreign.
+    """
+    openvino = package("openvino", "openvino")
+    core = openvino.Core()
+    try:
+        graph = core.read_model(str(path))
+    except RuntimeError as error:
+        raise UserError(f"{path} is damaged or no OpenVINO file ({_first_line(error)}); export it again") from None
+    if Path(path).suffix == ".onnx":
+        onnx = package("onnx", "openvino")
+        text = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}.get(METADATA)
+    else:
+        text = graph.get_rt_info(METADATA).astype(str) if graph.has_rt_info(METADATA) else None
+    metadata = read_metadata(path, text)
+    precision = precision or metadata["precision"]
+    check_precision("openvino", precision)
+    if (precision == "int8") != (metadata["precision"] == "int8"):
+        raise UserError(f"{path} is of {metadata['precision']}, asked for {precision}: export it with that precision")
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp16": "f16"}.get(precision, "f32"),
+    }
+
+    @functools.lru_cache(SIZES_KEPT)
+    def request(shape: tuple[int, ...]) -> object:
+        sized = graph.clone()
+        sized.reshape(list(shape))
+        return core.compile_model(sized, "CPU", settings).create_infer_request()
+
+    def run(images: Tensor) -> Tensor:
+        # The output is the request's own memory: the next picture would overwrite it.
+        result = request(tuple(images.shape)).infer([images.numpy()], share_inputs=True, share_outputs=True)
+        return torch.from_numpy(result[0].copy())
+
+    return _checked(path, metadata, run, f"openvino {precision}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,176 @@
+"""Writes the network as ONNX or OpenVINO files, and checks what it wrote against PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from backends import (
+    METADATA,
+    Network,
+    Pictures,
+    check_precision,
+    onnx_network,
+    openvino_network,
+    package,
+    torch_network,
+)
+from label_head import labels_from_logits
+from model import MIN_SIZE, FastSCNN
+from utils import UserError, write_file
+
+FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
+# Least share of the pixels whose label is that of PyTorch in single precision.
+AGREEMENT = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.995, "int8": 0.99}
+
+
+def export(
+    model: FastSCNN,
+    metadata: dict,
+    path: Path,
+    format: str,
+    pictures: Sequence[np.ndarray],
+    check: Callable[[Network], None],
+) -> None:
+    """Writes one file, or OpenVINO's pair: aside, and renamed once it was checked.
+
+    Args:
+        model: the network.
+        metadata: of backends.describe; `size` and `precision` decide what is written.
+        path: ends as FORMATS says.
+        format: one of FORMATS.
+        pictures: (H, W, 3) uint8, for the calibration of int8.
+        check: gets what was written, opened again; an exception of it leaves everything as it was.
+
+    Raises:
+        UserError: a package is missing, or the format has no such precision.
+    """
+    check_precision(format, metadata["precision"])
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        written = Path(folder) / path.name
+        with contextlib.redirect_stdout(sys.stderr):  # progress of the packages
+            write_onnx(model, metadata, written.with_suffix(".onnx"))
+            if format == "openvino":
+                _write_openvino(metadata, written, pictures)
+            elif metadata["precision"] == "int8":
+                _quantise_onnx(written, pictures)
+        check(open_exported(written)[0])
+        for suffix in (".bin", path.suffix) if format == "openvino" else (path.suffix,):
+            os.replace(written.with_suffix(suffix), path.with_suffix(suffix))
+
+
+def write_onnx(model: FastSCNN, metadata: dict, path: Path) -> None:
+    """Writes the ONNX file of the network in single precision, weights included."""
+    package("onnxscript", "onnx")
+    onnx = package("onnx", "onnx")
+    size = metadata["size"]
+    height, width = size or (256, 512)
+    example = torch.zeros(1, height, width, 3, dtype=torch.uint8)
+    dynamic = {1: torch.export.Dim("height", min=MIN_SIZE), 2: torch.export.Dim("width", min=MIN_SIZE)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Pictures(model),
+            (example,),
+            input_names=["pictures"],
+            output_names=["logits"],
+            dynamic_shapes=None if size else ({**dynamic},),
+            dynamo=True,
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
+    proto = program.model_proto
+    proto.metadata_props.append(onnx.StringStringEntryProto(key=METADATA, value=json.dumps(metadata)))
+    write_file(path, proto.SerializeToString())
+
+
+def _write_openvino(metadata: dict, path: Path, pictures: Sequence[np.ndarray]) -> None:
+    """Converts the ONNX file beside `path` to OpenVINO's pair."""
+    openvino = package("openvino", "openvino")
+    graph = openvino.Core().read_model(str(path.with_suffix(".onnx")))
+    if metadata["precision"] == "int8":
+        nncf = package("nncf", "openvino")
+        nncf.set_log_level(logging.ERROR)
+        convolutions = [
+            node.get_friendly_name() for node in graph.get_ordered_ops() if "Convolution" in node.get_type_name()
+        ]
+        graph = nncf.quantize(
+            graph,
+            nncf.Dataset([picture[None] for picture in pictures]),
+            subset_size=len(pictures),
+            ignored_scope=nncf.IgnoredScope(names=[*convolutions[:2], convolutions[-1]]),
+        )
+    graph.set_rt_info(json.dumps(metadata), METADATA)
+    openvino.save_model(graph, str(path), compress_to_fp16=metadata["precision"] == "fp16")
+
+
+def _quantise_onnx(path: Path, pictures: Sequence[np.ndarray]) -> None:
+    """Replaces an ONNX file by its int8 form; its first two and its last layer stay in single precision."""
+    quantization = package("onnxruntime.quantization", "onnx")
+    onnx = package("onnx", "onnx")
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self):
+            self.left = iter(pictures)
+
+        def get_next(self) -> dict | None:
+            picture = next(self.left, None)
+            return None if picture is None else {"pictures": picture[None]}
+
+    proto = onnx.load(path)
+    kept = [entry for entry in proto.metadata_props if entry.key == METADATA]
+    convolutions = [node.name for node in proto.graph.node if node.op_type == "Conv"]
+    plain = path.with_suffix(".plain.onnx")
+    quantization.shape_inference.quant_pre_process(str(path), str(plain), skip_symbolic_shape=True)
+    quantization.quantize_static(
+        str(plain), str(path), Reader(), per_channel=True, nodes_to_exclude=[*convolutions[:2], convolutions[-1]],
+        op_types_to_quantize=["Conv", "Add"], calibrate_method=quantization.CalibrationMethod.Percentile,
+        extra_options={"ActivationSymmetric": False, "WeightSymmetric": True, "CalibPercentile": 99.99},
+    )  # fmt: skip
+    proto = onnx.load(path)
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    write_file(path, proto.SerializeToString())
+
+
+def open_exported(path: str | Path, backend: str | None = None, precision: str | None = None) -> tuple[Network, dict]:
+    """Opens an exported file with the engine that its ending, or `backend`, names.
+
+    Returns:
+        The network, and the metadata of the file.
+
+    Raises:
+        UserError: the two do not fit, or as onnx_network and openvino_network.
+    """
+    suffix = Path(path).suffix
+    backend = backend or {ending: name for name, ending in FORMATS.items()}[suffix]
+    if backend == "openvino":
+        return openvino_network(path, precision)
+    if backend != "onnx" or suffix != ".onnx":
+        raise UserError(f"{path} cannot run on backend {backend}: give the checkpoint, or leave --backend out")
+    network, metadata = onnx_network(path)
+    if precision not in (None, metadata["precision"]):
+        raise UserError(f"{path} is {metadata['precision']}, asked for {precision}: export it with that precision")
+    return network, metadata
+
+
+def agreement(model: FastSCNN, network: Network, pictures: Sequence[np.ndarray]) -> float:
+    """Returns the share of pixels to which an engine gives the label that PyTorch gives in single precision."""
+    reference = torch_network(model, torch.device("cpu"), "fp32", compiled=False)
+    same = total = 0
+    for picture in pictures:
+        batch, size = torch.from_numpy(picture)[None], picture.shape[:2]
+        found, expected = (labels_from_logits(one.run(batch), size, one.align_corners) for one in (network, reference))
+        same, total = same + int((found == expected).sum()), total + expected.numel()
+    return same / total

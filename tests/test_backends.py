@@ -1,0 +1,222 @@
+"""The network on other engines: what they compute, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, assert_user_error, run_script
+from torch import nn
+
+from backends import METADATA, PRECISIONS, Pictures, describe, fold_batch_norm, openvino_network
+from dataset import CLASSES, normalise
+from deploy import load_model, load_network, load_predictor
+from export import agreement, export, write_onnx
+from model import FastSCNN
+from synthetic import draw_scene
+from utils import UserError
+
+WEIGHTS = ROOT / "weights" / "camvid.pth"
+SIZES = ((96, 160), (97, 131), (64, 256))  # none of them is the size that a dynamic file is traced at
+
+
+@pytest.fixture(scope="module")
+def model() -> FastSCNN:
+    return load_model(WEIGHTS)[0]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    return [draw_scene(seed, height, width)[0] for seed, (height, width) in enumerate(SIZES)]
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    """A dynamic ONNX file."""
+    path = tmp_path_factory.mktemp("exported") / "network.onnx"
+    write_onnx(model, describe(model, "0" * 64, "fp32", None), path)
+    return path
+
+
+def random_statistics(model: nn.Module) -> nn.Module:
+    """Gives batch normalisations other values than those that leave everything as it is."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                nn.init.normal_(tensor, 1, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model.eval()
+
+
+def test_folding_leaves_the_function_and_the_model_alone() -> None:
+    """A batch normalisation that is folded into another convolution, or folding that changes the model itself."""
+    model, x = random_statistics(FastSCNN(5)), torch.randn(1, 3, 70, 90)
+    with torch.no_grad():
+        before = model(x)
+        folded = fold_batch_norm(model)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+        torch.testing.assert_close(folded(x), before, atol=1e-4, rtol=1e-4)
+        assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize(("scale", "align_corners"), [(1.0, False), (1.5, True)])
+def test_pictures_are_normalised_inside(scale: float, align_corners: bool) -> None:
+    """A deployed network that wants normalised input, or forgets input_scale or align_corners."""
+    model = random_statistics(FastSCNN(align_corners=align_corners, input_scale=scale))
+    images = torch.randint(0, 256, (2, 70, 90, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(Pictures(model)(images), model.heads(normalise(images))[0], atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("torch", "fp32"), ("torch", "bf16"), ("openvino", "bf16")])
+def test_labels_of_a_checkpoint_agree(backend: str, precision: str, model, pictures) -> None:
+    """An engine or a precision that predicts something else."""
+    network = load_network(WEIGHTS, "auto", backend, precision)[0]
+    assert network.name == f"{backend} {precision}"
+    assert agreement(model, network, pictures) >= {"fp32": 1.0, "bf16": 0.99}[precision]
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_dynamic_file_is_right_at_every_size(backend: str, exported, model, pictures) -> None:
+    """A pooling matrix that was traced as a constant gives wrong logits at every other size, without an error."""
+    network, metadata = load_network(exported, "auto", backend)
+    assert metadata["classes"][0] == "road" and metadata["palette"][0] == list(CLASSES[0].color)
+    for picture in pictures:
+        batch = torch.from_numpy(picture)[None]
+        with torch.no_grad():
+            expected = model.heads(normalise(batch))[0]
+        torch.testing.assert_close(network.run(batch), expected, atol=2e-3, rtol=1e-3)
+    assert agreement(model, network, pictures) >= 0.9999
+
+
+def test_results_are_not_overwritten_by_the_next_picture(exported, pictures) -> None:
+    """OpenVINO's output is memory of its own, which the next picture fills."""
+    network, _ = openvino_network(exported)
+    first, second = (torch.from_numpy(pictures[0])[None].roll(i, 2) for i in (0, 40))
+    logits = network.run(first)
+    kept = logits.clone()
+    network.run(second)
+    assert torch.equal(logits, kept)
+
+
+def test_exported_enlargement(tmp_path, pictures) -> None:
+    """input_scale of a dynamic file: its size depends on the picture's."""
+    torch.manual_seed(0)
+    model = random_statistics(FastSCNN(input_scale=1.5))
+    write_onnx(model, describe(model, "", "fp32", None), tmp_path / "n.onnx")
+    network, metadata = load_network(tmp_path / "n.onnx")
+    assert metadata["input_scale"] == 1.5
+    for picture in pictures:
+        batch = torch.from_numpy(picture)[None]
+        with torch.no_grad():
+            expected = model.heads(normalise(batch))[0]
+        torch.testing.assert_close(network.run(batch), expected, atol=5e-3, rtol=1e-3)
+
+
+def test_a_file_of_one_size_refuses_others(tmp_path, model, pictures) -> None:
+    """A picture that is resized in silence, or an error of some inner layer."""
+    path = tmp_path / "n.xml"
+    export(model, describe(model, "", "fp16", (96, 160)), path, "openvino", [], lambda network: None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["n.bin", "n.xml"]
+    predict = load_predictor(path)
+    assert predict(pictures[0]).shape == (96, 160)
+    with pytest.raises(UserError, match="was exported for 96x160, the picture is 97x131"):
+        predict(pictures[1])
+    with pytest.raises(UserError, match="is of fp16, asked for int8"):
+        load_network(path, precision="int8")
+    path.write_text(path.read_text()[:900])
+    with pytest.raises(UserError, match="damaged or no OpenVINO file"):
+        load_network(path)
+
+
+def test_what_disagrees_is_not_kept(tmp_path, model) -> None:
+    """A file that failed its check and lies there for somebody to deploy."""
+
+    def refuse(network) -> None:
+        raise UserError(f"{network.name} disagrees")
+
+    with pytest.raises(UserError, match="onnx fp32 disagrees"):
+        export(model, describe(model, "", "fp32", (64, 96)), tmp_path / "n.onnx", "onnx", [], refuse)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_and_damaged_files_are_refused(tmp_path, exported) -> None:
+    """Another network's file whose output is taken for logits of our classes."""
+    import onnx
+
+    proto = onnx.load(exported)
+    (entry,) = proto.metadata_props
+    metadata = json.loads(entry.value)
+    for name, value, message in (
+        ("none", None, "was not exported by deploy.py"),
+        ("other", json.dumps({**metadata, "classes": ["a", "b"]}), "is for 2 other classes"),
+    ):
+        del proto.metadata_props[:]
+        if value:
+            proto.metadata_props.append(onnx.StringStringEntryProto(key=METADATA, value=value))
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+        for backend in ("onnx", "openvino"):
+            with pytest.raises(UserError, match=message):
+                load_network(tmp_path / f"{name}.onnx", "auto", backend)
+    (tmp_path / "half.onnx").write_bytes(exported.read_bytes()[:100_000])
+    for backend in ("onnx", "openvino"):
+        with pytest.raises(UserError, match=r"half.onnx is damaged"):
+            load_network(tmp_path / "half.onnx", "auto", backend)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--backend", "tensorrt"), "unknown backend tensorrt; expected one of torch, torch-compile, onnx, openvino"),
+        (
+            ("--backend", "onnx", "--precision", "bf16"),
+            "backend onnx has no precision bf16; expected one of fp32, int8",
+        ),
+        (("--backend", "openvino", "--precision", "int8"), "has to be calibrated"),
+        (("--backend", "openvino", "--device", "cuda"), "openvino runs on the CPU"),
+        (("--precision", "fp8"), "has no precision fp8"),
+    ],
+)
+def test_backends_that_do_not_exist(flags, message: str, tmp_path) -> None:
+    """A name that is not known, or a combination that nobody built."""
+    picture = ["--model_weight", WEIGHTS, "--input_pic", ROOT / "docs" / "network.png"]
+    assert_user_error(run_script("viewer.py", *picture, *flags, cwd=tmp_path), message)
+
+
+@pytest.mark.parametrize(("backend", "name"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_missing_packages_are_named(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import error that does not say what to install."""
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=rf"needs the package {name}: pip install -r requirements-deploy.txt"):
+        load_network(WEIGHTS, "auto", backend)
+
+
+def test_command_line_exports_what_evaluate_and_viewer_read(frames, tmp_path) -> None:
+    """The way from a checkpoint to int8 and to its official numbers."""
+    run = ["--model_weight", WEIGHTS, "--format", "openvino", "--precision", "int8", "--dynamic"]
+    output = tmp_path / "n.xml"
+    assert_user_error(run_script("deploy.py", *run, "--output", output, cwd=tmp_path), "has to be calibrated")
+    assert_user_error(run_script("deploy.py", *run[:2], "--output", output, cwd=tmp_path), "ends with .onnx")
+    for seed in range(3):
+        import cv2
+
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "pictures" / f"{seed}.png"), draw_scene(seed, 128, 256)[0][..., ::-1])
+    result = run_script("deploy.py", *run, "--pictures", tmp_path / "pictures", "--output", output, cwd=tmp_path)
+    assert result.returncode in (0, 2), result.stderr  # drawn scenes are not what it was trained on
+    assert result.stdout.count("of the pixels have") >= 1 or "agrees with PyTorch" in result.stderr
+    plain = run_script("deploy.py", *run[:4], "--dynamic", "--output", output, cwd=tmp_path)
+    assert plain.returncode == 0, plain.stderr
+    assert plain.stdout.count("100.000 % of the pixels have") == 3
+    scored = run_script("evaluate.py", "--data_path", frames, "--model_weight", output, cwd=tmp_path)
+    assert scored.returncode == 0 and "openvino fp32" in scored.stdout, scored.stderr
+
+
+def test_every_backend_is_documented() -> None:
+    """A table of the README that names other backends than the code."""
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in PRECISIONS)
