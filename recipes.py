@@ -13,7 +13,7 @@ from losses import LOSSES
 from model import MIN_SIZE
 from utils import UserError
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "adamw", "muon", "sgd")
 
 # Each recipe is the defaults of the flags of the same names. Expected Cityscapes val class mIoU: see the README.
 RECIPES: dict[str, dict[str, object]] = {
@@ -21,7 +21,8 @@ RECIPES: dict[str, dict[str, object]] = {
     "original": {
         "crop_h": 1024, "crop_w": 2048, "batch_size": 12, "epochs": 100, "scales": "0.5,0.75,1,1.25,1.5,1.75,2",
         "color_strength": 0.0, "max_class_share": 1.0, "class_uniform": 0.0, "loss": "cross_entropy",
-        "label_smoothing": 0.0, "aux_weight": 0.0, "optimizer": "adam", "lr": 1e-3, "base_batch": 0,
+        "label_smoothing": 0.0, "lovasz_weight": 0.0, "aux_weight": 0.0,
+        "optimizer": "adam", "lr": 1e-3, "base_batch": 0,
         "weight_decay": 0.0, "decay_all": True, "power": 0.0, "warmup_steps": 0, "min_lr": 0.0, "ema": 0.0,
     },
     # Paper: section 4.1. Reported: 68.6 on val with fine labels. Weight decay and what it spares are second-hand: they
@@ -29,15 +30,17 @@ RECIPES: dict[str, dict[str, object]] = {
     "paper": {
         "crop_h": 1024, "crop_w": 2048, "batch_size": 12, "epochs": 1000, "scales": "0.5-2",
         "color_strength": 1.0, "max_class_share": 1.0, "class_uniform": 0.0, "loss": "cross_entropy",
-        "label_smoothing": 0.0, "aux_weight": 0.4, "optimizer": "sgd", "lr": 0.045, "base_batch": 12,
+        "label_smoothing": 0.0, "lovasz_weight": 0.0, "aux_weight": 0.4,
+        "optimizer": "sgd", "lr": 0.045, "base_batch": 12,
         "weight_decay": 4e-5, "decay_all": False, "power": 0.9, "warmup_steps": 0, "min_lr": 0.0, "ema": 0.0,
     },
-    # Ours, unfinished: docs/experiments.md says what was tried.
+    # Ours: docs/experiments.md says what each part brought. Adaptive steps need no other rate for another batch.
     "strong": {
-        "crop_h": 512, "crop_w": 1024, "batch_size": 12, "epochs": 1000, "scales": "0.5-2",
+        "crop_h": 512, "crop_w": 1024, "batch_size": 4, "epochs": 1000, "scales": "0.75-2",
         "color_strength": 0.5, "max_class_share": 1.0, "class_uniform": 0.5, "loss": "cross_entropy",
-        "label_smoothing": 0.0, "aux_weight": 0.4, "optimizer": "adamw", "lr": 2e-3, "base_batch": 12,
-        "weight_decay": 0.01, "decay_all": False, "power": 0.9, "warmup_steps": 100, "min_lr": 1e-5, "ema": 0.99,
+        "label_smoothing": 0.0, "lovasz_weight": 1.0, "aux_weight": 0.0,
+        "optimizer": "muon", "lr": 2e-3, "base_batch": 0,
+        "weight_decay": 0.01, "decay_all": False, "power": 0.9, "warmup_steps": 100, "min_lr": 0.0, "ema": 0.99,
     },
 }  # fmt: skip
 
@@ -65,6 +68,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--resume", metavar="FILE", help="go on from a {crop_h}_{crop_w}_last.pth")
     run.add_argument("--seed", type=int, default=0, help="of weights, order, crops and dropout")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    run.add_argument("--amp", action=argparse.BooleanOptionalAction, default=False,
+                     help="compute in bf16 where that is safe")  # fmt: skip
     run.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="loader processes")
     run.add_argument("--output_dir", default=".", help="where weights, statistics and predictions go")
     run.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=False,
@@ -91,6 +96,7 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     loss = parser.add_argument_group("recipe: loss and optimizer")
     loss.add_argument("--loss", choices=LOSSES, help="what is minimised")
     loss.add_argument("--label_smoothing", type=float, help="probability spread over all classes")
+    loss.add_argument("--lovasz_weight", type=float, help="weight of the Lovász loss, which rewards the IoU itself")
     loss.add_argument("--aux_weight", type=float, help="weight of each auxiliary loss; 0: no auxiliary heads")
     loss.add_argument("--optimizer", choices=OPTIMIZERS, help="SGD has a momentum of 0.9")
     loss.add_argument("--lr", type=float, help="highest learning rate, for a total batch of --base_batch")
@@ -114,8 +120,9 @@ def _check(args: argparse.Namespace) -> None:
         ("crop_h", MIN_SIZE, math.inf), ("crop_w", MIN_SIZE, math.inf), ("save_step", 1, math.inf),
         ("epochs", 1, math.inf), ("seed", 0, math.inf), ("workers", 0, math.inf), ("color_strength", 0, 1),
         ("max_class_share", 0.05, 1), ("class_uniform", 0, 1), ("label_smoothing", 0, 0.99), ("aux_weight", 0, 10),
-        ("lr", 1e-9, 10), ("base_batch", 0, math.inf), ("weight_decay", 0, 1), ("power", 0, 10),
-        ("warmup_steps", 0, math.inf), ("min_lr", 0, args.lr), ("ema", 0, 0.99999), ("input_scale", 0.25, 8),
+        ("lovasz_weight", 0, 10), ("lr", 1e-9, 10), ("base_batch", 0, math.inf), ("weight_decay", 0, 1),
+        ("power", 0, 10), ("warmup_steps", 0, math.inf), ("min_lr", 0, args.lr), ("ema", 0, 0.99999),
+        ("input_scale", 0.25, 8),
     ):  # fmt: skip
         value = getattr(args, name)
         if not low <= value <= high:  # NaN is in no range

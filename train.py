@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from augment import EpochSampler, Scales, TrainSet, distort_colours
+from backends import torch_network
 from dataset import DataError, Sample, check_samples, find_samples, loader_worker, normalise, train_ids_note
-from deploy import Predictor, build_model, check_state, initial_model, load_state
-from evaluate import PredictionWriter, Scores, evaluate, official_command, torch_predict
-from losses import pixel_loss
+from deploy import build_model, check_state, initial_model, load_state
+from evaluate import PredictionWriter, Scores, evaluate, official_command, predict_with
+from losses import auxiliary_loss, lovasz_loss, pixel_loss
 from model import FastSCNN
 from optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
 from plots import plot_confusion, plot_curves
@@ -43,7 +44,7 @@ from utils import (
 
 COLUMNS = ("epoch", "train_loss", "val_loss", "pixel_accuracy", "class_miou", "category_miou", "lr", "images_per_s")
 # A resumed run must agree on these: they decide its result. --epochs does too where the learning rate depends on it.
-SAME_RUN = ("seed", "train_split", "input_scale", *RECIPES["original"])
+SAME_RUN = ("seed", "train_split", "input_scale", "amp", *RECIPES["original"])
 
 
 class Interrupted(Exception):
@@ -85,6 +86,7 @@ class Run:
                 Scales.parse(args.scales),
                 args.max_class_share,
                 args.class_uniform,
+                args.color_strength,
             ),
             batch_sampler=self.sampler,
             num_workers=args.workers,
@@ -152,10 +154,10 @@ class Run:
         torch.manual_seed(self.args.seed + 1_000_003 * epoch)
         self.model.train()
         losses, pixels, crops, start = [], [], 0, time.perf_counter()
-        for images, targets in tqdm(self.loader, desc=f"epoch {epoch}/{self.args.epochs}", leave=False, disable=None):
+        for batch in tqdm(self.loader, desc=f"epoch {epoch}/{self.args.epochs}", leave=False, disable=None):
             self.check_interrupted()
             self.set_rate((epoch - 1) * len(self.sampler) + len(losses))
-            loss, valid = self.loss(images, targets)
+            loss, valid = self.loss(*batch)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -163,7 +165,7 @@ class Run:
                 self.average.update_parameters(self.model)
             losses.append(loss.detach())
             pixels.append(valid)
-            crops += len(images)
+            crops += len(batch[0])
             if len(losses) % 50 == 0:  # asking after every step would make a GPU wait
                 self._check_finite(losses, epoch)
         self._check_finite(losses, epoch)
@@ -177,15 +179,20 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, self.peak_lr, args.power, args.warmup_steps, args.min_lr)
 
-    def loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, images: Tensor, targets: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the loss of a batch, auxiliary ones included, and the number of pixels that the main one counts."""
         targets = targets.to(self.device, non_blocking=True).long()
-        images = distort_colours(images.to(self.device, non_blocking=True), self.args.color_strength)
-        outputs = self.model(normalise(images))
-        heads = outputs if isinstance(outputs, list) else [outputs]
-        losses = [pixel_loss(self.args.loss, logits, targets, self.args.label_smoothing) for logits in heads]
-        main, *auxiliary = [summed / pixels.clamp(min=1) for summed, pixels in losses]
-        return sum((self.args.aux_weight * loss for loss in auxiliary), start=main), losses[0][1]
+        images = distort_colours(images.to(self.device, non_blocking=True), colours)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.amp):
+            outputs = self.model(normalise(images))
+        logits, *auxiliary = outputs if isinstance(outputs, list) else [outputs]
+        summed, pixels = pixel_loss(self.args.loss, logits.float(), targets, self.args.label_smoothing)
+        loss = summed / pixels.clamp(min=1)
+        if self.args.lovasz_weight:
+            loss = loss + self.args.lovasz_weight * lovasz_loss(logits.float(), targets)
+        for head in auxiliary:
+            loss = loss + self.args.aux_weight * auxiliary_loss(head.float(), targets)
+        return loss, pixels
 
     @property
     def scored(self) -> torch.nn.Module:
@@ -204,7 +211,7 @@ class Run:
 
     def validate(self, write: bool) -> Scores:
         """Scores the validation frames at their full size, and writes the predictions if asked to."""
-        scored = torch_predict(Predictor(self.scored, self.device))
+        scored = predict_with(torch_network(self.scored, self.device, "fp32", compiled=False), with_loss=True)
 
         def predict(images: Tensor, targets: Tensor) -> tuple[Tensor, float]:
             self.check_interrupted()

@@ -114,7 +114,19 @@ def test_results_variable_and_stale_prediction(frames, tmp_path) -> None:
     assert_user_error(again, "valstadt_000000_000000_result.png", "second prediction")
 
 
-EVERYTHING = ("--recipe", "strong", "--epochs", 4, "--color_strength", 1, "--max_class_share", 0.9)
+EVERYTHING = (
+    "--recipe",
+    "strong",
+    "--epochs",
+    4,
+    "--color_strength",
+    1,
+    "--max_class_share",
+    0.9,
+    "--aux_weight",
+    0.4,
+    "--amp",
+)
 
 
 @pytest.mark.parametrize(
