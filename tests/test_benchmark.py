@@ -6,12 +6,19 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from conftest import assert_user_error, random_frame, run_script, write_frame
 
 import dataset
 from augment import crop_image, crop_label, place_crop
-from benchmark import alternate, original_order, size_row
-from dataset import find_samples, read_pair
+from benchmark import size_row
+from dataset import find_samples, normalise, read_pair
+from deploy import load_model, load_network
+from inference_speed import label_head_rows, peak_memory, picture_rows, plain_network
+from timing import alternate, compare, table
+from training_speed import original_order
+
+KEYS = {"name", "stage", "backend", "precision", "height", "width", "median_ms", "baseline_median_ms", "ratio"}
 
 
 def test_both_sides_make_the_same_sample(tmp_path) -> None:
@@ -36,8 +43,55 @@ def test_both_sides_make_the_same_sample(tmp_path) -> None:
 def test_sides_alternate_after_a_warm_up() -> None:
     """All of one side first, then all of the other, measures how the machine's speed drifts."""
     calls: list[str] = []
-    times = alternate(lambda _: calls.append("a"), lambda _: calls.append("b"), 3)
+    times = alternate((lambda _: calls.append("a"), lambda _: calls.append("b")), 3)
     assert calls == ["a", "b"] * 4 and [len(side) for side in times] == [3, 3]
+
+
+def test_comparison_tells_medians_and_spread() -> None:
+    """A mean that one slow repetition decides, or a ratio that is upside down."""
+    row = compare([0.001, 0.002, 0.1], [0.01, 0.02, 0.03])
+    assert (row["median_ms"], row["low_ms"], row["high_ms"]) == pytest.approx((2, 1, 100))
+    assert row["baseline_median_ms"] == pytest.approx(20) and row["ratio"] == pytest.approx(10)
+
+
+def test_tables_for_terminal_and_readme() -> None:
+    """Columns that do not line up, or a table that a README does not show as one."""
+    lines = [("a", "1.0"), ("longer", "22.0")]
+    assert table(("name", "ms"), lines, False) == "name      ms\na        1.0\nlonger  22.0"
+    assert table(("name", "ms"), lines, True).splitlines()[:3] == ["| name | ms |", "| --- | --: |", "| a | 1.0 |"]
+
+
+def test_baseline_predicts_what_every_engine_does(weights) -> None:
+    """A baseline that leaves out a step makes its ratio worthless."""
+    model, _ = load_model(weights)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    with torch.no_grad():
+        logits = plain_network(model, picture, heads=False)
+        assert logits.shape == (1, 19, 64, 96) and logits.is_contiguous()
+        torch.testing.assert_close(logits, model(normalise(torch.from_numpy(picture)[None])), atol=1e-4, rtol=1e-4)
+        coarse = plain_network(model, picture, heads=True)
+    network, _ = load_network(weights)
+    torch.testing.assert_close(network.run(torch.from_numpy(picture)[None]), coarse, atol=1e-3, rtol=1e-3)
+
+
+def test_rows_have_the_promised_keys(weights) -> None:
+    """A file of rows that a script cannot read."""
+    model, _ = load_model(weights)
+    picture = np.zeros((64, 96, 3), np.uint8)
+    rows = picture_rows(model, {("torch", "fp32"): load_network(weights)[0]}, picture, 3)
+    rows += label_head_rows(model, picture, 3)
+    assert [row["stage"] for row in rows] == ["picture-to-labels", "network", "label-head", "label-head"]
+    assert all(row.keys() >= KEYS and row["ratio"] > 0 for row in rows)
+    assert rows[3]["same"] and 0 <= rows[2]["mixed_share"] <= 1
+
+
+def test_memory_is_that_of_a_process_of_its_own(weights) -> None:
+    """A peak that is inherited from the process that asks for it."""
+    picture = np.zeros((64, 96, 3), np.uint8)
+    bare = peak_memory(str(weights), "torch", "fp32", picture)
+    ballast = np.ones(1_000_000_000, np.uint8)
+    beside = peak_memory(str(weights), "torch", "fp32", picture)
+    assert bare > 50 and abs(beside - bare) < 100 and ballast[-1]
 
 
 def test_macs_are_multiply_adds() -> None:
@@ -49,10 +103,10 @@ def test_macs_are_multiply_adds() -> None:
 
 def test_command_line_prints_both_sides(frames, tmp_path) -> None:
     """A row without its baseline, or a file without the promised keys."""
-    flags = ["--data_path", frames, "--repeats", 3, "--json", tmp_path / "rows.json"]
+    flags = ["--data_path", frames, "--repeats", 3, "--json", tmp_path / "rows.json", "--train"]
     result = run_script("benchmark.py", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert all(words in result.stdout for words in ("original's order", "ratio", "paper, reported", "6.92 G"))
-    rows = json.loads((tmp_path / "rows.json").read_text())
-    assert {"name", "images_per_s", "baseline_images_per_s", "ratio"} <= rows[1].keys()
+    assert all(words in result.stdout for words in ("original's order", "times faster", "samples/s"))
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row.keys() >= KEYS | {"images_per_s", "baseline_images_per_s"}
     assert_user_error(run_script("benchmark.py", "--repeats", 1, cwd=tmp_path), "--repeats is 1")
