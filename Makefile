@@ -7,7 +7,7 @@ DATA   := $(RUN)/data
 HEIGHT := 192
 WIDTH  := 384
 
-.PHONY: demo test lint format clean
+.PHONY: demo view test lint format clean
 
 demo: $(VENV)/.installed
 	$(PY) synthetic.py --output $(DATA) --height $(HEIGHT) --width $(WIDTH) --train 200 --val 40 --test 4 --seed 0
@@ -20,6 +20,11 @@ demo: $(VENV)/.installed
 	@grep "Score Average" $(RUN)/official.txt | sed '1s/^/official class    /;2s/^/official category /;s/ :/:/'
 	@echo "data $(DATA)  weights $(RUN)/$(HEIGHT)_$(WIDTH)_model.pth  statistics $(RUN)/$(HEIGHT)_$(WIDTH)_statistics.csv"
 	@echo "official evaluation $(RUN)/official.txt  picture $(RUN)/result.png"
+
+view: $(VENV)/.installed
+	$(PY) synthetic.py --output runs/view/data --height 360 --width 480 --train 0 --val 1 --test 0 --seed 7
+	$(PY) viewer.py --data_path runs/view/data --model_weight weights/camvid.pth --output runs/view/result.png \
+	    --input_pic val/samplestadt/samplestadt_000000_000019_leftImg8bit.png
 
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest -n auto --maxprocesses 4
@@ -42,6 +47,6 @@ $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/.installed-dev: requirements-dev.txt requirements-deploy.txt $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-deploy.txt
 	touch $@

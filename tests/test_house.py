@@ -10,15 +10,18 @@ import re
 import pytest
 from conftest import ROOT
 
-GROUND = {"model", "dataset", "utils", "scenery"}
+GROUND = {"model", "label_head", "dataset", "utils", "scenery", "timing"}
 LAYERS = [
     GROUND,
-    {"synthetic", "deploy", "augment", "losses", "optim", "plots", "drawing", "pipeline", "video"},
+    {"synthetic", "backends", "augment", "losses", "optim", "plots", "drawing", "pipeline", "video"},
+    {"export"},
+    {"deploy"},
     {"evaluate", "recipes", "sources"},
+    {"inference_speed", "training_speed"},
     {"train", "viewer", "benchmark"},
 ]
 FILES = sorted(path.stem for path in ROOT.glob("*.py"))
-SCRIPTS = ["train", "evaluate", "viewer", "synthetic", "benchmark"]
+SCRIPTS = ["train", "evaluate", "deploy", "viewer", "synthetic", "benchmark"]
 
 
 def imported(name: str) -> set[str]:
