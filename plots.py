@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
         axes.grid(alpha=0.3)
     loss.legend()
     score.legend()
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(textwrap.fill(title, 180, break_on_hyphens=False), fontsize=9)
     _save(figure, path)
 
 
