@@ -23,7 +23,7 @@ from model import FastSCNN
 from synthetic import draw_scene, write_dataset
 from timing import machine, table
 from training_speed import loader_row
-from utils import UserError, count_parameters_and_macs, run_cli, write_file
+from utils import UserError, count_parameters_and_macs, run_cli, save_checkpoint, write_file
 
 FRAME = (1024, 2048)
 SIZES = (FRAME, (512, 1024), (360, 480))
@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
     if args.repeats < 3:
         raise UserError(f"--repeats is {args.repeats}, expected at least 3 for a median")
     if args.quick:
-        args.repeats = min(args.repeats, 5)
+        args.repeats = min(args.repeats, 4)
     return args
 
 
@@ -100,7 +100,12 @@ def inference_rows(args: argparse.Namespace, folder: Path) -> list[dict]:
         weights = str(folder / "random.pth")
         torch.save(FastSCNN().state_dict(), weights)
         print("\nno weights: the network is random, and its labels are noise")
-    model, _ = load_model(weights)
+    model, metadata = load_model(weights)
+    if model.input_scale != 1:
+        print(f"\n{weights} enlarges its input by {model.input_scale:g}: here it runs without")
+        weights = str(folder / "weights.pth")
+        save_checkpoint(weights, {"model": model.state_dict(), "metadata": {**metadata, "input_scale": 1.0}})
+        model, _ = load_model(weights)
     if args.data_path:
         samples = find_samples(args.data_path, "val")
         scene = read_image(samples[len(samples) // 2].image)
@@ -139,7 +144,7 @@ def add_memory(rows: list[dict], weights: str, picture: np.ndarray, quick: bool)
 def training_rows(args: argparse.Namespace, folder: Path) -> list[dict]:
     """Measures and prints a training sample."""
     if args.data_path is None:
-        write_dataset(folder / "frames", *FRAME, train=4, val=0, test=0, seed=0)
+        write_dataset(folder / "frames", *FRAME, train=2 if args.quick else 4, val=0, test=0, seed=0)
     row = loader_row(find_samples(args.data_path or folder / "frames", "train"), args.repeats)
     print_rows("training sample, beside the original's order of work", [row], args.markdown)
     print(
