@@ -6,7 +6,6 @@ It knows nothing of Fast-SCNN, Cityscapes or argparse.
 from __future__ import annotations
 
 import contextlib
-import copy
 import csv
 import ctypes
 import io
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch import nn
 
 
 class UserError(Exception):
@@ -100,11 +98,12 @@ def writable_folder(folder: str | Path) -> Path:
     return folder
 
 
-def write_file(path: str | Path, data: bytes, durable: bool = False) -> None:
+def write_file(path: str | Path, data: bytes, durable: bool = False, previous: Path | None = None) -> None:
     """Writes a file aside and renames it, so that whoever reads the path finds the old content or the new, whole.
 
     Args:
         durable: wait until the disk has it, so that the rename cannot overtake the content in a power cut.
+        previous: keep what was there before under this name.
 
     Raises:
         UserError: it could not be written; what was there before is still there.
@@ -117,7 +116,15 @@ def write_file(path: str | Path, data: bytes, durable: bool = False) -> None:
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
         os.replace(aside, path)
+        if durable and os.name == "posix":
+            folder = os.open(path.parent, os.O_RDONLY)  # the names lie in the folder
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         kept = "; the previous file is untouched" if path.exists() else ""
         raise UserError(
@@ -128,8 +135,11 @@ def write_file(path: str | Path, data: bytes, durable: bool = False) -> None:
             aside.unlink(missing_ok=True)
 
 
-def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
+def save_checkpoint(path: str | Path, checkpoint: dict, previous: Path | None = None) -> None:
     """Saves tensors and plain Python values so that a crash, or a full disk, leaves the previous file whole.
+
+    Args:
+        previous: keep the previous file under this name even so.
 
     Raises:
         UserError: it could not be written.
@@ -138,7 +148,7 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     # partial file, while a plain write fails with an errno that can be named.
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    write_file(path, buffer.getbuffer(), durable=True)
+    write_file(path, buffer.getbuffer(), durable=True, previous=previous)
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -175,19 +185,3 @@ def write_csv(path: str | Path, columns: Iterable[str], rows: Iterable[dict]) ->
     writer.writeheader()
     writer.writerows(rows)
     write_file(path, text.getvalue().encode())
-
-
-def count_parameters_and_macs(model: nn.Module, height: int, width: int) -> tuple[int, int]:
-    """Returns the parameters and, by thop, the multiply-adds for one RGB picture.
-
-    thop counts what batch normalisation costs too, and it hangs buffers onto a model that would reach its state
-    dict: it gets a copy.
-    """
-    from thop import profile
-    from thop.vision.basic_hooks import count_convNd
-
-    copied = copy.deepcopy(model).cpu().eval()
-    # thop goes by the exact class: one derived from Conv2d would count nothing
-    derived = {type(m): count_convNd for m in copied.modules() if isinstance(m, torch.nn.Conv2d)}
-    macs, _ = profile(copied, (torch.zeros(1, 3, height, width),), custom_ops=derived, verbose=False)
-    return sum(parameter.numel() for parameter in model.parameters()), int(macs)
