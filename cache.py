@@ -1,0 +1,302 @@
+"""A one-time cache of decoded frames: memory-mapped pictures and train ids, so that an epoch decodes no PNG.
+
+One file a frame mirrors the data set's tree: a header of one page, then the picture, (H, W, 3) uint8 RGB, then the
+label, (H, W) uint8 train ids. A frame is written aside and renamed, so that what has a frame's name is whole; the index
+says which frames were checked, and is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import mmap
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dataset import DataError, ReadLog, Sample, guarded, loader_worker, png_header, read_image, read_pair
+from utils import UserError, writable_folder, write_file
+
+VERSION = 1
+INDEX = "index.json"
+PAGE = 4096  # size of the header: pictures begin on a page of their own
+
+
+class Frame(NamedTuple):
+    """What the index knows of one frame.
+
+    Attributes:
+        source: size and time of change (ns) of picture and label file, and whether the label was of train ids: what
+            tells that the cache shows the data set as it is.
+        shape: of the frame.
+        stored: size and time of change (ns) of the cache's own file.
+    """
+
+    source: list[int]
+    shape: tuple[int, int]
+    stored: tuple[int, int]
+
+
+class Cache:
+    """Frames that were decoded before; `read` stands in for dataset.read_pair.
+
+    It holds no open file, so that it goes to loader workers by fork or by pickle.
+    """
+
+    def __init__(self, folder: Path, root: Path, frames: dict[str, Frame]):
+        self.folder, self.root, self.frames = folder, root, frames
+
+    def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (H, W, 3) RGB uint8 and (H, W) train ids uint8, of which only what is looked at is read from disk.
+
+        The arrays are private: writing to them changes no file.
+
+        Raises:
+            DataError: the frame is not in the cache, or its file is not as it was when the cache was opened.
+        """
+        name = _name(sample, self.root)
+        if name not in self.frames:
+            raise DataError(f"the cache {self.folder} does not hold {sample.image}; open it with that frame")
+        frame, path = self.frames[name], self.folder / name
+        try:
+            with open(path, "rb") as file:
+                # A map of a file that became shorter would end the process with SIGBUS.
+                if _size_and_time(os.fstat(file.fileno())) != frame.stored:
+                    raise DataError(f"{path} was changed while the cache was in use; start again to check it")
+                mapped = mmap.mmap(file.fileno(), frame.stored[0], access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise DataError(f"cannot read {path} ({error.strerror}); start again to build it") from None
+        return _split(np.frombuffer(mapped, np.uint8), frame.shape)
+
+
+def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, free: int | None = None) -> Cache:
+    """Opens the cache of a data set, after it has decoded the frames that are not in it yet.
+
+    Several splits may share a folder, and several processes may call this at once: one builds, the others wait. A build
+    that was interrupted goes on where it was.
+
+    Args:
+        folder: missing, empty, or a cache of the same data set.
+        samples: the frames to have.
+        workers: processes to build with; 0: this one.
+        free: bytes that may be used; None: what is free on the disk.
+
+    Raises:
+        UserError: the disk is too small or cannot be written to, or the folder holds something else.
+        DataError: the cache belongs to another data set or another state of it, or is damaged; or a frame of the data
+            set is.
+    """
+    folder, root = Path(folder), _root(samples[0])
+    by_name = {_name(sample, root): sample for sample in samples}  # train+val has the val frames twice
+    frames = _load_index(folder, root)
+    if not _unchecked(folder, by_name, frames):
+        return Cache(folder, root, {name: frames[name] for name in by_name})
+    writable_folder(folder)
+    with _lock(folder):
+        frames = _load_index(folder, root)  # by now another process may have built it
+        todo = _unchecked(folder, by_name, frames)
+        if todo:
+            if not (folder / INDEX).exists():
+                _save_index(folder, root, {})  # says whose folder it is, should the build be interrupted
+            for left in folder.rglob(".*.tmp"):
+                left.unlink()
+            needed = _needed_space(folder, [by_name[name] for name in todo if not (folder / name).exists()], free)
+            print(
+                f"cache {folder}: {len(todo)} of {len(by_name)} frames to decode or check, {needed / 2**30:.2f} GiB to "
+                "write, once",
+                flush=True,
+            )
+            data = _Build(folder, root, [by_name[name] for name in todo], [name in frames for name in todo])
+            loader = DataLoader(
+                data, batch_size=None, num_workers=workers, worker_init_fn=loader_worker, collate_fn=_as_it_is
+            )
+            with guarded(loader):
+                for name, frame in tqdm(loader, f"cache {folder}", disable=None, unit="frame", leave=False):
+                    frames[name] = frame
+            _save_index(folder, root, frames)
+    return Cache(folder, root, {name: frames[name] for name in by_name})
+
+
+class _Build(Dataset):
+    """Writes the frames that it is asked for; items are the name and what the index is to know."""
+
+    def __init__(self, folder: Path, root: Path, samples: list[Sample], finished: list[bool]):
+        self.folder, self.root, self.samples, self.finished, self.log = folder, root, samples, finished, ReadLog()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[str, Frame]:
+        sample = self.samples[index]
+        name = _name(sample, self.root)
+        with self.log.reading(index):
+            return name, self._frame(self.folder / name, sample, self.finished[index])
+
+    def _frame(self, path: Path, sample: Sample, finished: bool) -> Frame:
+        source = _source(sample)
+        if path.exists():
+            shape = _check_file(path, source)
+            if shape:
+                return Frame(source, shape, _size_and_time(path.stat()))
+            if finished:  # a frame of a build that was not finished is simply made again
+                raise DataError(f"{path} is truncated or damaged; remove it and start again: it alone is made again")
+        image, label = read_pair(sample)
+        pixels = np.concatenate([image.ravel(), label.ravel()])
+        if _source(sample) != source:
+            raise DataError(f"{sample.image} or its label was written to while it was read; start again")
+        header = {"source": source, "shape": label.shape, "crc32": zlib.crc32(pixels)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(header).encode().ljust(PAGE) + pixels.tobytes(), durable=True)
+        return Frame(source, label.shape, _size_and_time(path.stat()))
+
+
+def _as_it_is(item: tuple[str, Frame]) -> tuple[str, Frame]:
+    return item
+
+
+def _check_file(path: Path, source: list[int]) -> tuple[int, int] | None:
+    """The shape of the frame in a file, None if it is of another source or not whole; this reads every byte."""
+    data = np.fromfile(path, np.uint8)
+    try:
+        header = json.loads(data[:PAGE].tobytes())
+        shape, same = tuple(header["shape"]), header["source"] == source
+        whole = same and data.size == _file_size(*shape) and zlib.crc32(data[PAGE:]) == header["crc32"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return shape if whole else None
+
+
+def _split(data: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    end = PAGE + 3 * shape[0] * shape[1]
+    return data[PAGE:end].reshape(*shape, 3), data[end:].reshape(shape)
+
+
+def _file_size(height: int, width: int) -> int:
+    return PAGE + 4 * height * width
+
+
+def _root(sample: Sample) -> Path:
+    """The data set's folder: a frame lies at <root>/leftImg8bit/<split>/<city>/<file>."""
+    return sample.image.parents[3]
+
+
+def _name(sample: Sample, root: Path) -> str:
+    """The path of a frame's file inside the cache."""
+    return str(sample.image.relative_to(root).with_suffix(".frame"))
+
+
+def _size_and_time(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _source(sample: Sample) -> list[int]:
+    """Size and time of change of both files, and the kind of the label."""
+    numbers: list[int] = []
+    for path in (sample.image, sample.label):
+        try:
+            numbers += _size_and_time(path.stat()) if path else (0, 0)
+        except OSError as error:
+            raise DataError(f"cannot read {path} ({error.strerror})") from None
+    return [*numbers, int(sample.label_is_train_ids)]
+
+
+def _unchecked(folder: Path, by_name: dict[str, Sample], frames: dict[str, Frame]) -> list[str]:
+    """The frames that the index does not vouch for, as they are missing or their file is not as it was."""
+    found = []
+    for name, sample in by_name.items():
+        try:
+            stored = _size_and_time((folder / name).stat()) if name in frames else None
+        except FileNotFoundError:
+            stored = None
+        if stored:
+            _check_source(sample, frames[name].source, folder / name)
+        if not stored or stored != frames[name].stored:
+            found.append(name)
+    return found
+
+
+def _check_source(sample: Sample, then: list[int], stored: Path) -> None:
+    """Compares the files of a frame with what they were when it was stored."""
+    now, again = _source(sample), f"remove {stored}, or its whole cache, to have it made again"
+    kind, expected = (("label ids", "train ids")[source[4]] for source in (then, now))
+    if kind != expected:
+        raise DataError(f"{stored} was made from {kind}, expected {expected} as in {sample.label}; {again}")
+    for path, start in ((sample.image, 0), (sample.label, 2)):
+        if now[start : start + 2] != then[start : start + 2]:
+            found, expected = (_describe(*source[start : start + 2]) for source in (now, then))
+            raise DataError(f"{path} has changed since it was cached: found {found}, expected {expected}; {again}")
+
+
+def _describe(size: int, time_ns: int) -> str:
+    return f"{size:,} bytes of {datetime.fromtimestamp(time_ns / 1e9, UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
+
+
+def _load_index(folder: Path, root: Path) -> dict[str, Frame]:
+    """The frames that a cache holds, none where there is no cache yet."""
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_bytes())
+        version, owner = index["version"], index["root"]
+        rows = index["frames"].items()
+        frames = {name: Frame(source, tuple(shape), tuple(stored)) for name, (source, shape, stored) in rows}
+    except FileNotFoundError:
+        if folder.is_dir() and any(found.name[0] != "." for found in folder.iterdir()):
+            raise UserError(f"{folder} holds files but no cache; expected a missing or empty folder") from None
+        return {}
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); name another folder") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{path} is damaged; remove {folder} to have it made again") from None
+    if version != VERSION:
+        raise DataError(
+            f"{folder} is a cache of version {version}, expected {VERSION}; remove it or name another folder"
+        )
+    if owner != os.path.realpath(root):
+        raise DataError(
+            f"{folder} is the cache of {owner}, expected that of {os.path.realpath(root)}; name another folder"
+        )
+    return frames
+
+
+def _save_index(folder: Path, root: Path, frames: dict[str, Frame]) -> None:
+    index = {"version": VERSION, "root": os.path.realpath(root), "frames": frames}
+    write_file(folder / INDEX, json.dumps(index).encode(), durable=True)
+
+
+def _needed_space(folder: Path, samples: Sequence[Sample], free: int | None) -> int:
+    """The bytes that frames will take, if the disk has them."""
+    needed = sum(_file_size(*_frame_shape(sample)) for sample in samples)
+    free = shutil.disk_usage(folder).free if free is None else free
+    if needed > free:
+        raise UserError(
+            f"the cache needs {needed / 2**30:.2f} GiB for {len(samples)} frames, and {folder} has {free / 2**30:.2f} "
+            "GiB free; free space there or name another folder"
+        )
+    return needed
+
+
+def _frame_shape(sample: Sample) -> tuple[int, int]:
+    header = png_header(sample.image, "picture")
+    return header[:2] if header else read_image(sample.image).shape[:2]
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Lets one process at a time build; the system gives the lock back if that one is killed."""
+    with open(folder / ".lock", "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that builds {folder}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,348 @@
+"""The cache gives what the files give, is never taken for more than it is, and says what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, assert_user_error, random_frame, run_script, write_frame
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+import cache
+from augment import EpochSampler, Scales, TrainSet
+from cache import open_cache
+from dataset import DataError, find_samples, loader_worker, read_pair
+from utils import UserError, load_checkpoint
+
+FLAGS = ("--crop_h", 32, "--crop_w", 64, "--batch_size", 2, "--epochs", 1, "--workers", 1, "--device", "cpu")
+
+
+def both_splits(root: Path) -> list:
+    """The training and validation frames."""
+    return find_samples(root, "train") + find_samples(root, "val")
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The files of a cache that hold frames."""
+    return sorted(folder.rglob("*.frame"))
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10**6), st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=4))
+def test_frames_of_any_size_are_those_of_the_files(seed, sizes) -> None:
+    """A frame that begins a byte late, or has the size of another."""
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as name:
+        for index, size in enumerate(sizes):
+            write_frame(Path(name) / "data", "train", f"a_000000_{index:06d}", *random_frame(rng, *size))
+        samples = find_samples(Path(name) / "data", "train")
+        opened = open_cache(Path(name) / "cache", samples)
+        for sample in reversed(samples):
+            for cached, read in zip(opened.read(sample), read_pair(sample), strict=True):
+                assert cached.dtype == np.uint8 and cached.flags.writeable
+                np.testing.assert_array_equal(cached, read)
+                cached[:] = 7  # stays in this process
+        np.testing.assert_array_equal(opened.read(samples[0])[0], read_pair(samples[0])[0])
+
+
+@pytest.mark.parametrize(
+    ("workers", "persistent", "start"),
+    [(0, False, None), (1, False, "fork"), (2, True, "fork"),
+     pytest.param(2, True, "spawn", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_crops_are_bitwise_those_of_the_files(frames, tmp_path, workers, persistent, start) -> None:
+    """A run that cannot be compared with one on a machine without the cache."""
+    samples = find_samples(frames, "train")
+
+    def batches(read, count: int, **how) -> list[torch.Tensor]:
+        sampler = EpochSampler(len(samples), 2, seed=3)
+        train_set = TrainSet(samples, (48, 64), 3, Scales.parse("0.5-2"), 0.75, 0.5, 1.0, read)
+        loader = DataLoader(train_set, batch_sampler=sampler, num_workers=count, **how)
+        collected = []
+        for sampler.epoch in (1, 2):
+            collected += [torch.cat([part.flatten() for part in batch]) for batch in loader]
+        return collected
+
+    read = open_cache(tmp_path / "cache", samples).read
+    how = {"multiprocessing_context": start, "persistent_workers": persistent, "worker_init_fn": loader_worker}
+    cached, plain = batches(read, workers, **(how if workers else {})), batches(read_pair, 0)
+    assert len(cached) == 2 and all(torch.equal(a, b) for a, b in zip(cached, plain, strict=True))
+
+
+def test_a_run_with_the_cache_ends_in_the_same_weights(frames, tmp_path) -> None:
+    """A flag that is read and then forgotten, or a cache that trains another network."""
+    weights, printed = [], []
+    for output, flags in (("plain", ()), ("cached", ("--cache", "cache")), ("again", ("--cache", "cache"))):
+        flags = ["--data_path", frames, "--output_dir", output, *FLAGS, *flags]
+        result = run_script("train.py", *flags, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        weights.append(load_checkpoint(tmp_path / output / "32_64_last.pth")["model"])
+        printed.append(result.stdout)
+    for other in weights[1:]:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in weights[0].items())
+    assert "5 of 5 frames to decode" in printed[1] and "to decode" not in printed[2]
+
+
+def test_splits_share_a_folder(frames, tmp_path, capfd) -> None:
+    """Validation that throws the training frames away, or train+val that decodes everything again."""
+    train, val = find_samples(frames, "train"), find_samples(frames, "val")
+    open_cache(tmp_path / "cache", train)
+    open_cache(tmp_path / "cache", val)
+    assert "3 of 3" in (printed := capfd.readouterr().out) and "2 of 2" in printed
+    opened = open_cache(tmp_path / "cache", train + val + val, workers=1)
+    assert capfd.readouterr().out == "" and len(frame_files(tmp_path / "cache")) == 5
+    np.testing.assert_array_equal(opened.read(val[1])[0], read_pair(val[1])[0])
+    with pytest.raises(DataError, match="does not hold"):
+        open_cache(tmp_path / "cache", train).read(val[0])
+
+
+def start_build(data: Path, folder: Path, workers: int) -> subprocess.Popen:
+    """A process that opens the cache of a data set and reads all of it, as one of several of a run would."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import numpy as np\n"
+        "from cache import open_cache; from dataset import find_samples, read_pair\n"
+        "samples = find_samples(sys.argv[2], 'train')\n"
+        "opened = open_cache(sys.argv[3], samples, int(sys.argv[4]))\n"
+        "print('equal', all(np.array_equal(opened.read(s)[i], read_pair(s)[i]) for s in samples for i in (0, 1)))\n"
+    )
+    command = [sys.executable, "-c", code, str(ROOT), str(data), str(folder), str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    """Frames enough that a build can be met in its middle."""
+    image, ids = random_frame(np.random.default_rng(0), 256, 512)
+    for index in range(40):
+        write_frame(tmp_path / "data", "train", f"a_000000_{index:06d}", np.roll(image, index, 0), ids)
+    return tmp_path / "data"
+
+
+def test_a_build_that_was_killed_goes_on_where_it_was(many, tmp_path) -> None:
+    """A cache that is half there and taken for whole, or 27 GiB that are written again from the start."""
+    folder = tmp_path / "cache"
+    process, deadline = start_build(many, folder, 2), time.monotonic() + 120
+    while len(frame_files(folder)) < 5 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = {path: path.stat().st_mtime_ns for path in frame_files(folder)}
+    assert 5 <= len(before) < 40, "the build was over before the signal came"
+    (folder / "leftImg8bit/train/a/.left.1.tmp").write_bytes(b"half")
+    half = next(iter(before))
+    half.write_bytes(half.read_bytes()[:1000])  # what a file system may leave after a power cut
+    samples = find_samples(many, "train")
+    opened = open_cache(folder, samples, workers=2)
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items() if path != half)
+    assert all(np.array_equal(opened.read(s)[0], read_pair(s)[0]) for s in samples)
+    assert not list(folder.rglob("*.tmp")) and len(frame_files(folder)) == 40
+
+
+def test_of_several_processes_one_builds(many, tmp_path) -> None:
+    """Two processes of a run that write the same file, or read what the other has not finished."""
+    processes = [start_build(many, tmp_path / "cache", 1) for _ in range(3)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert all(process.returncode == 0 for process in processes), outputs
+    assert all("equal True" in out for out, _ in outputs)
+    assert sum("40 of 40 frames to decode" in out for out, _ in outputs) == 1
+    assert sum("to decode" in out for out, _ in outputs) == 1
+
+
+# Each cache that is not what it should be, made from a good one, and what the message must name.
+def _of_another_data_set(root: Path, folder: Path) -> tuple[str, ...]:
+    shutil.copytree(root, root.parent / "other")
+    shutil.rmtree(folder)
+    open_cache(folder, find_samples(root.parent / "other", "train"))
+    return "is the cache of", "other", "name another folder"
+
+
+def _picture_changed(root: Path, folder: Path) -> tuple[str, ...]:
+    image = find_samples(root, "train")[1].image
+    cv2.imwrite(str(image), np.zeros((64, 96, 3), np.uint8))
+    return image.name, "has changed", "bytes of", "remove"
+
+
+def _label_touched(root: Path, folder: Path) -> tuple[str, ...]:
+    label = find_samples(root, "val")[0].label
+    os.utime(label, ns=(0, 10**18))
+    return label.name, "has changed", "2001-09-09 01:46:40", "remove"
+
+
+def _other_labels(root: Path, folder: Path) -> tuple[str, ...]:
+    label = find_samples(root, "train")[0].label
+    cv2.imwrite(str(label).replace("labelIds", "labelTrainIds"), read_pair(find_samples(root, "train")[0])[1])
+    label.unlink()
+    return "made from label ids", "expected train ids", "labelTrainIds.png"
+
+
+def _truncated(root: Path, folder: Path) -> tuple[str, ...]:
+    path = frame_files(folder)[2]
+    path.write_bytes(path.read_bytes()[:-1])
+    return path.name, "truncated or damaged", "remove it"
+
+
+def _flipped_bit(root: Path, folder: Path) -> tuple[str, ...]:
+    path = frame_files(folder)[2]
+    data = bytearray(path.read_bytes())
+    data[9000] ^= 1
+    path.write_bytes(data)
+    return path.name, "truncated or damaged", "remove it"
+
+
+def _half_an_index(root: Path, folder: Path) -> tuple[str, ...]:
+    (folder / "index.json").write_bytes((folder / "index.json").read_bytes()[:100])
+    return "index.json is damaged", "remove"
+
+
+def _other_version(root: Path, folder: Path) -> tuple[str, ...]:
+    index = folder / "index.json"
+    index.write_text(index.read_text().replace('"version": 1', '"version": 0'))
+    return "version 0", "expected 1"
+
+
+def _something_else(root: Path, folder: Path) -> tuple[str, ...]:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("x")
+    return "holds files but no cache", "empty folder"
+
+
+def _unwritable(root: Path, folder: Path) -> tuple[str, ...]:
+    shutil.rmtree(folder)
+    folder.write_text("a file where the folder should be")
+    return "cache", "Not a directory"
+
+
+BAD_CACHES = [_of_another_data_set, _picture_changed, _label_touched, _other_labels, _truncated, _flipped_bit,
+              _half_an_index, _other_version, _something_else, _unwritable]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", BAD_CACHES, ids=lambda function: function.__name__.strip("_"))
+def test_bad_caches_are_refused(frames, tmp_path, spoil) -> None:
+    """A network trained on other pictures than those of the data set that was named."""
+    folder = tmp_path / "cache"
+    open_cache(folder, both_splits(frames))
+    words = spoil(frames, folder)
+    with pytest.raises((UserError, DataError)) as error:
+        open_cache(folder, both_splits(frames))
+    message = str(error.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("spoil", [_of_another_data_set, _flipped_bit], ids=lambda function: function.__name__)
+def test_bad_caches_stop_training_in_one_line(frames, tmp_path, spoil) -> None:
+    """A traceback out of the process that found it, here and in a worker."""
+    folder = tmp_path / "cache"
+    open_cache(folder, both_splits(frames))
+    words = spoil(frames, folder)
+    result = run_script("train.py", "--data_path", frames, "--cache", folder, *FLAGS, cwd=tmp_path)
+    assert_user_error(result, *words)
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_what_the_message_says_to_do_helps(frames, tmp_path) -> None:
+    """Advice that leads to the next error."""
+    folder, samples = tmp_path / "cache", find_samples(frames, "train")
+    open_cache(folder, samples)
+    os.utime(samples[0].image, ns=(0, 10**18))
+    with pytest.raises(DataError) as error:
+        open_cache(folder, samples)
+    path = frame_files(folder)[0]
+    assert f"remove {path}" in str(error.value)
+    path.unlink()
+    np.testing.assert_array_equal(open_cache(folder, samples).read(samples[0])[0], read_pair(samples[0])[0])
+
+
+def test_a_disk_that_is_too_small_is_refused_with_the_figure(frames, tmp_path) -> None:
+    """A disk that is full after an hour."""
+    samples = both_splits(frames)
+    needed = 5 * (4096 + 4 * 64 * 96)
+    with pytest.raises(UserError, match=r"needs 0\.00 GiB for 5 frames.* 0\.00 GiB free; free space"):
+        open_cache(tmp_path / "cache", samples, free=needed - 1)
+    assert not frame_files(tmp_path / "cache")
+    open_cache(tmp_path / "cache", samples, free=needed)
+    written = sum(path.stat().st_size for path in frame_files(tmp_path / "cache"))
+    assert written == needed
+    open_cache(tmp_path / "cache", samples, free=0)  # nothing more to write
+
+
+def test_a_disk_that_fills_up_leaves_what_is_whole(many, tmp_path) -> None:
+    """Half a frame under the name of a whole one when somebody else fills the disk."""
+    limit = 4096 + 4 * 256 * 512
+    command = ["train.py", "--data_path", str(many), "--cache", str(tmp_path / "cache"), *map(str, FLAGS)]
+    shutil.copytree(many / "leftImg8bit/train", many / "leftImg8bit/val")
+    shutil.copytree(many / "gtFine/train", many / "gtFine/val")
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit - 1, limit - 1))
+
+    result = subprocess.run(
+        [sys.executable, str(ROOT / command[0]), *command[1:]], capture_output=True, text=True, cwd=tmp_path,
+        preexec_fn=limited,
+    )  # fmt: skip
+    assert_user_error(result, ".frame", "File too large", "free space")
+    assert not frame_files(tmp_path / "cache") and not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+def test_a_copied_cache_is_checked_once_and_used(frames, tmp_path, capfd) -> None:
+    """A copy to a faster disk that has to be made again, or that is used although the copying damaged it."""
+    samples = find_samples(frames, "train")
+    open_cache(tmp_path / "cache", samples)
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "cache", copy, copy_function=shutil.copyfile)
+    before = [path.stat().st_mtime_ns for path in frame_files(copy)]
+    capfd.readouterr()
+    open_cache(copy, samples)
+    assert "3 of 3 frames to decode or check, 0.00 GiB to write" in capfd.readouterr().out
+    assert [path.stat().st_mtime_ns for path in frame_files(copy)] == before
+    open_cache(copy, samples)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_file_that_changes_during_a_run_is_named(frames, tmp_path) -> None:
+    """SIGBUS, which ends the process without a word, where the map is longer than the file."""
+    samples = find_samples(frames, "train")
+    opened = open_cache(tmp_path / "cache", samples)
+    first, second, _ = frame_files(tmp_path / "cache")
+    os.truncate(first, 5000)
+    second.unlink()
+    for sample, path in zip(samples, (first, second), strict=False):
+        with pytest.raises(DataError, match=path.name):
+            opened.read(sample)
+
+
+def test_a_damaged_source_is_named_and_nothing_of_it_is_kept(frames, tmp_path) -> None:
+    """A picture of which a part is grey, cached for good."""
+    samples = find_samples(frames, "train")
+    data = bytearray(samples[1].image.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    samples[1].image.write_bytes(data)
+    with pytest.raises(DataError, match=samples[1].image.name):
+        open_cache(tmp_path / "cache", samples, workers=1)
+    assert samples[1].image.stem not in [path.stem for path in frame_files(tmp_path / "cache")]
+
+
+def test_a_builder_that_dies_names_its_file(frames, tmp_path, monkeypatch) -> None:
+    """A picture whose decoder crashes, among 2,975."""
+    samples = find_samples(frames, "train")
+
+    def fatal(sample):
+        return os.kill(os.getpid(), signal.SIGSEGV) if sample == samples[1] else read_pair(sample)
+
+    monkeypatch.setattr(cache, "read_pair", fatal)
+    with pytest.raises(DataError, match=f"died.*{samples[1].image.name}"):
+        open_cache(tmp_path / "cache", samples, workers=1)
