@@ -6,9 +6,12 @@ Sizes are (height, width).
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 IGNORE_INDEX = 255  # pixels of this train id count nowhere: not in the loss, not in a score
 
@@ -231,8 +234,8 @@ def check_samples(samples: Sequence[Sample]) -> None:
         DataError: a PNG is empty or truncated, a label is not one channel of 8 bits, or sizes differ.
     """
     for sample in samples:
-        image = _png_header(sample.image, "picture")
-        label = _png_header(sample.label, "label") if sample.label else None
+        image = png_header(sample.image, "picture")
+        label = png_header(sample.label, "label") if sample.label else None
         if label and label[2:] != (8, 0):
             read_label(sample.label, sample.label_is_train_ids)  # words what is wrong; grey of under 8 bits is read
         if image and label and image[:2] != label[:2]:
@@ -241,8 +244,12 @@ def check_samples(samples: Sequence[Sample]) -> None:
         read_pair(samples[0])
 
 
-def _png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
-    """Height, width, bit depth and colour type of a PNG that has its end marker; None for any other format."""
+def png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
+    """Returns height, width, bit depth and colour type of a PNG that has its end marker; None for any other format.
+
+    Raises:
+        DataError: it cannot be read, or is empty or truncated; `what` it is to hold is named.
+    """
     try:
         with open(path, "rb") as file:
             head = file.read(26)
@@ -258,18 +265,85 @@ def _png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
     return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big"), head[24], head[25]
 
 
+# From where a frame lies to (H, W, 3) uint8 RGB and (H, W) uint8 train ids: read_pair, or Cache.read.
+Read = Callable[[Sample], tuple[np.ndarray, np.ndarray]]
+
+
+class ReadLog:
+    """Which frame each loader worker is at, in memory that the parent process still sees when the worker is dead.
+
+    A data set that has one, as `log`, besides its `samples` can be iterated over under `guarded`.
+    """
+
+    MOST_WORKERS = 1024
+
+    def __init__(self) -> None:
+        self.slots = torch.full((self.MOST_WORKERS, 2), -1).share_memory_()  # process id, index of the frame or -1
+
+    @contextlib.contextmanager
+    def reading(self, index: int) -> Iterator[None]:
+        """Notes, in a loader worker, that a frame is being read, until it has been."""
+        worker = get_worker_info()
+        if worker is None:
+            yield
+            return
+        slot = self.slots[worker.id % self.MOST_WORKERS]
+        slot[0], slot[1] = os.getpid(), index
+        yield
+        slot[1] = -1
+
+    def index(self, pid: int) -> int | None:
+        """The frame that a process was reading last, None if it had finished."""
+        found = [index for slot_pid, index in self.slots.tolist() if slot_pid == pid and index >= 0]
+        return found[0] if found else None
+
+
+@contextlib.contextmanager
+def guarded(loader: DataLoader) -> Iterator[None]:
+    """Turns the death of a loader worker into an error that names the frame that it was reading.
+
+    It goes around the whole loop: PyTorch raises the death out of a signal handler, in the middle of whatever is done
+    with a batch.
+
+    Args:
+        loader: of a data set with `samples` and `log`.
+
+    Raises:
+        DataError: a worker was killed (for memory, say) or crashed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # The message of the cause, where there is one, knows the signal or the exit status.
+        chain = [one for one in (error.__cause__, error.__context__, error) if one is not None]
+        text = "\n".join(str(one) for one in chain)
+        found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?([^.\n]*)", text)
+        if not found:
+            raise
+        for one in chain:  # ends the other workers now: later, theirs would be a death in the middle of anything
+            traceback.clear_frames(one.__traceback__)
+        data, pids = loader.dataset, [int(pid) for pid in found[1].split(",")]
+        samples = [data.samples[index] for index in map(data.log.index, pids) if index is not None]
+        files = " and ".join(" or ".join(str(path) for path in (s.image, s.label) if path) for s in samples)
+        where = f"while reading {files}; look at that file" if files else "between two frames"
+        raise DataError(
+            f"loader worker {found[1]} died ({found[2].strip()}) {where}; if memory ran out, use fewer --workers"
+        ) from None
+
+
 class FrameSet(Dataset):
     """Whole frames, for validation and prediction: (H, W, 3) uint8 RGB, (H, W) uint8 train ids, and the index."""
 
-    def __init__(self, samples: Sequence[Sample]):
-        self.samples = list(samples)
+    def __init__(self, samples: Sequence[Sample], read: Read = read_pair):
+        self.samples, self.read, self.log = list(samples), read, ReadLog()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        image, label = read_pair(self.samples[index])
-        return torch.from_numpy(image), torch.from_numpy(label), index
+        with self.log.reading(index):
+            image, label = self.read(self.samples[index])
+            return torch.from_numpy(image), torch.from_numpy(label), index
 
 
 def loader_worker(worker_id: int) -> None:

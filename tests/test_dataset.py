@@ -12,9 +12,10 @@ from cityscapesscripts.helpers import labels as official
 from conftest import assert_user_error, random_frame, run_script, write_frame
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 import dataset
-from dataset import DataError, check_samples, find_samples, read_image, read_label, read_pair
+from dataset import DataError, FrameSet, check_samples, find_samples, guarded, read_image, read_label, read_pair
 
 
 def test_label_table_is_the_official_one() -> None:
@@ -219,3 +220,36 @@ def test_bad_data_stops_training_in_one_line(frames, tmp_path, spoil) -> None:
     result = run_script("train.py", "--data_path", frames, "--output_dir", output, *flags, cwd=tmp_path)
     assert_user_error(result, *words)
     assert not list(output.glob("*.pth")) and not list(output.glob("*.csv"))
+
+
+@pytest.mark.parametrize(
+    ("how", "start", "seconds"),
+    [
+        ("SIGKILL", "fork", 0),
+        ("SIGKILL", "fork", 2),  # during the step: PyTorch raises it out of a signal handler
+        ("SIGSEGV", "fork", 0),
+        ("exit", "fork", 0),
+        pytest.param("SIGKILL", "spawn", 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_worker_that_dies_names_its_file(frames, how: str, start: str, seconds: int) -> None:
+    """A worker that "exited unexpectedly", hours into a run, and 2,975 files to suspect."""
+    samples = find_samples(frames, "train")
+    result = run_script("tests/dying_loader.py", frames, samples[2].name, how, start, seconds, cwd=frames)
+    died = "exit code 3" if how == "exit" else {"SIGKILL": "Killed", "SIGSEGV": "Segmentation"}[how]
+    # Before it there may be what PyTorch's handler of faults, or a thread of the other worker, has to say.
+    assert result.returncode == 2 and result.stderr.count("error: ") == 1 and result.stderr.count("Traceback") <= 1
+    line = result.stderr.partition("error: ")[2]
+    assert line.count("\n") == 1 and all(word in line for word in (samples[2].image.name, samples[2].label.name, died))
+    assert samples[0].image.name not in line and samples[1].image.name not in line
+
+
+def test_only_deaths_are_reworded(frames) -> None:
+    """A guard that hides a fault of ours, or loses the message of a damaged file."""
+    loader = DataLoader(FrameSet(find_samples(frames, "train")), num_workers=1)
+    with pytest.raises(RuntimeError, match="shape mismatch"), guarded(loader):
+        raise RuntimeError("shape mismatch")
+    data = loader.dataset
+    data.samples[1].label.write_bytes(b"")
+    with pytest.raises(DataError, match="is an empty file"), guarded(loader):
+        list(loader)

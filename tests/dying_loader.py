@@ -1,0 +1,52 @@
+"""A script whose loader worker dies at a frame, for test_dataset.py: inside a test the death would be pytest's too.
+
+python tests/dying_loader.py DATA NAME SIGKILL|SIGSEGV|exit fork|spawn SECONDS
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a worker that is spawned runs this line too
+
+from augment import Scales, TrainSet
+from dataset import DataError, Sample, find_samples, guarded, loader_worker, read_pair
+from utils import run_cli
+
+
+class Fatal:
+    """Reads frames, and ends its process at one of them."""
+
+    def __init__(self, name: str, how: str):
+        self.name, self.how = name, how
+
+    def __call__(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        if sample.name == self.name:
+            if self.how == "exit":
+                os._exit(3)
+            os.kill(os.getpid(), getattr(signal, self.how))
+        return read_pair(sample)
+
+
+def main() -> None:
+    """Loads every frame; what is done with one takes that many seconds."""
+    root, name, how, start, seconds = sys.argv[1:]
+    data = TrainSet(find_samples(root, "train"), (32, 64), 0, Scales((1.0,), False), read=Fatal(name, how))
+    keys = [[(1, index)] for index in range(len(data.samples))]
+    loader = DataLoader(
+        data, batch_sampler=keys, num_workers=2, multiprocessing_context=start, worker_init_fn=loader_worker
+    )
+    with guarded(loader):
+        for _ in loader:
+            time.sleep(float(seconds))
+
+
+if __name__ == "__main__":
+    run_cli(main, DataError)
