@@ -1,0 +1,232 @@
+"""Several processes: what one alone would have computed, and no one left hanging."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_script
+from test_train import FLAGS, assert_same_weights, read_csv, without_time
+
+from backends import torch_network
+from dataset import find_samples
+from deploy import load_model
+from evaluate import evaluate, predict_with
+from learner import Learner
+from model import FastSCNN
+from recipes import parse_args
+
+HERE = Path(__file__).resolve().parent
+LEARN = ["--batch_size", "4", "--aux_weight", "0.4"]
+
+
+def start(count: int, command: list[str], cwd: Path, **variables: str) -> list[subprocess.Popen]:
+    """Starts processes the way torchrun does, but with their output kept apart."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {name: value for name, value in os.environ.items() if not name.startswith("CITYSCAPES_")}
+    common |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"PYTHONPATH": f"{ROOT}:{HERE}", **variables}
+    return [
+        subprocess.Popen(
+            [sys.executable, *command], cwd=cwd, env={**common, "RANK": str(i), "LOCAL_RANK": str(i)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def finish(running: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """Exit status, output and errors of each."""
+    try:
+        outputs = [process.communicate(timeout=240) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [(process.returncode, *output) for process, output in zip(running, outputs, strict=True)]
+
+
+def train_command(frames: Path, output: Path, *flags: object) -> list[str]:
+    """train.py with two crops for each of two processes."""
+    given = ["--data_path", frames, "--output_dir", output, *FLAGS, "--batch_size", 4, *flags]
+    return [str(ROOT / "train.py"), *map(str, given)]
+
+
+def frozen_learner() -> tuple[Learner, tuple[torch.Tensor, ...]]:
+    """A learner without dropout whose batch normalisation stands still, and a batch with unlike shares of labels."""
+    torch.manual_seed(0)
+    model = FastSCNN(aux=True)
+    learner = Learner(parse_args(LEARN), model, torch.device("cpu"), 10, None)
+    learner.model.train()
+    for module in learner.model.modules():
+        if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.Dropout)):
+            module.eval()
+    images = torch.randint(0, 256, (4, 64, 96, 3), dtype=torch.uint8)
+    targets = torch.randint(0, 19, (4, 64, 96), dtype=torch.uint8)
+    targets[1, 5:] = 255
+    targets[2, :, 30:] = 255
+    return learner, (images, targets, torch.tensor([1.0, 1.0, 1.0, 0.0]).expand(4, 4))
+
+
+@pytest.fixture
+def eight_frames(frames: Path) -> Path:
+    """A data set whose training split is enough for two batches of two processes."""
+    for number in range(3, 8):
+        for path in list(frames.rglob("trainstadt_000000_000000_*")):
+            copied = path.with_name(path.name.replace("000000_000000", f"000000_{number:06d}"))
+            copied.write_bytes(path.read_bytes())
+    return frames
+
+
+def started_epochs(running: list[subprocess.Popen], output: Path) -> None:
+    """Returns when the first epoch is over, or a process has ended."""
+    deadline = time.monotonic() + 120
+    while not (output / "32_64_statistics.csv").exists() and time.monotonic() < deadline:
+        if any(process.poll() is not None for process in running):
+            return
+        time.sleep(0.05)
+
+
+def gradients(part: slice) -> dict[str, torch.Tensor]:
+    """The gradients of every parameter from a part of the batch."""
+    learner, batch = frozen_learner()
+    learner.loss(*(tensor[part] for tensor in batch))[0].backward()
+    return {name: parameter.grad for name, parameter in learner.model.named_parameters()}
+
+
+def scored(weights: Path, frames: Path) -> np.ndarray:
+    """The confusion matrix of the train split, which three processes cannot share evenly."""
+    network = torch_network(load_model(weights)[0], torch.device("cpu"), "fp32", compiled=False)
+    return evaluate(predict_with(network, with_loss=True), find_samples(frames, "train")).confusion
+
+
+def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path) -> None:
+    """A mean of means: pixels of a crop with few labels weigh more than those of others."""
+    program = (
+        "import torch, processes, test_processes\n"
+        "with processes.joined('cpu'):\n"
+        "    found = test_processes.gradients(slice(processes.rank(), None, 2))\n"
+        "    torch.save(found, f'{processes.rank()}.pth')\n"
+    )
+    for status, _, errors in finish(start(2, ["-c", program], tmp_path)):
+        assert status == 0, errors
+    expected = gradients(slice(None))
+    for number in range(2):
+        found = torch.load(tmp_path / f"{number}.pth")
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_shared_validation_counts_every_frame_once(frames, weights, tmp_path) -> None:
+    """Shards that are padded to equal lengths count frames twice."""
+    program = (
+        "import sys, numpy, processes, test_processes\n"
+        "with processes.joined('cpu'):\n"
+        "    numpy.save(f'{processes.rank()}.npy', test_processes.scored(sys.argv[1], sys.argv[2]))\n"
+    )
+    for status, _, errors in finish(start(2, ["-c", program, str(weights), str(frames)], tmp_path)):
+        assert status == 0, errors
+    expected = scored(weights, frames)
+    assert expected.sum() > 3000
+    for number in range(2):
+        assert np.array_equal(np.load(tmp_path / f"{number}.npy"), expected)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_parts_of_a_batch_are_the_batch(count: int) -> None:
+    """Crops that are drawn twice, or not at all, because processes disagree about the order."""
+    from augment import EpochSampler
+
+    whole = EpochSampler(37, 12, seed=5)
+    parts = [EpochSampler(37, 12, seed=5, part=(number, count)) for number in range(count)]
+    whole.epoch = 3
+    for part in parts:
+        part.epoch = 3
+        assert len(part) == 3  # the last batch would have a single frame
+    assert whole.crops == 36
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert sorted(batch) == sorted(key for share in shares for key in share)
+        assert {len(share) for share in shares} == {12 // count}
+
+
+def test_torchrun_trains_resumes_and_one_process_writes(eight_frames, tmp_path) -> None:
+    """Two processes that write the same files, print everything twice, or go on from different states."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    extra = ("--ema", "0.9", "--workers", "1")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CITYSCAPES_")}
+
+    def torchrun(output: Path, *flags: object) -> str:
+        command = [sys.executable, *launcher, *train_command(eight_frames, output, *extra, *flags)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("best weights") == 1
+        return result.stdout
+
+    out = torchrun(tmp_path / "straight", "--epochs", 3)
+    assert "2 processes" in out and out.count("epoch 1/3") == 1 and "2 steps per epoch" in out
+    names = sorted(path.name for path in (tmp_path / "straight" / "results").iterdir())
+    assert names == [f"valstadt_000000_{i:06d}_pred_labelIds.png" for i in range(2)]
+    torchrun(tmp_path / "cut", "--epochs", 2)
+    assert "resumed after epoch 2" in torchrun(
+        tmp_path / "cut", "--epochs", 3, "--resume", tmp_path / "cut" / "32_64_last.pth"
+    )
+    rows = [without_time(read_csv(tmp_path / name / "32_64_statistics.csv")) for name in ("straight", "cut")]
+    assert rows[0] == rows[1] and len(rows[0]) == 3
+    for name in ("32_64_model.pth", "32_64_last.pth"):
+        assert_same_weights(tmp_path / "straight" / name, tmp_path / "cut" / name)
+
+
+def test_the_others_end_when_one_process_dies(eight_frames, tmp_path) -> None:
+    """A job that waits for a dead process until somebody looks."""
+    running = start(2, train_command(eight_frames, tmp_path / "out", "--epochs", 500), tmp_path)
+    started_epochs(running, tmp_path / "out")
+    running[1].send_signal(signal.SIGKILL)
+    (status, _, errors), (killed, _, _) = finish(running)
+    assert killed == -signal.SIGKILL and status == 2, errors
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "process 0 of 2 cannot reach another one" in lines[0] and "--resume" in lines[0]
+    assert "Traceback" not in errors
+
+
+def test_interrupted_processes_all_end(eight_frames, tmp_path) -> None:
+    """A Ctrl-C that ends one process and leaves the other waiting."""
+    running = start(2, train_command(eight_frames, tmp_path / "out", "--epochs", 500), tmp_path)
+    started_epochs(running, tmp_path / "out")
+    for process in running:
+        process.send_signal(signal.SIGTERM)
+    ended = finish(running)
+    assert [status for status, _, _ in ended] == [143, 143], ended
+    assert "go on with --resume" in ended[0][2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "words"),
+    [
+        (("--batch_size", 5), {}, ("--batch_size 5", "2 processes", "multiple of 2")),
+        (("--batch_size", 2), {}, ("--batch_size 2", "two crops for each")),
+        ((), {"MASTER_PORT": "no"}, ("did not find each other",)),
+    ],
+    ids=["uneven", "too-small", "no-port"],
+)
+def test_what_cannot_be_shared_is_refused(eight_frames, tmp_path, flags, variables, words) -> None:
+    """A batch of 5 over 2 processes is one of 4, or of 6, without a word."""
+    for status, _, errors in finish(start(2, train_command(eight_frames, tmp_path, *flags), tmp_path, **variables)):
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert status == 2 and len(lines) == 1 and all(word in lines[0] for word in words), errors
+
+
+def test_half_an_environment_is_refused(eight_frames, tmp_path) -> None:
+    """WORLD_SIZE left over in a shell starts a run that waits for processes that never come."""
+    given = train_command(eight_frames, tmp_path)
+    result = run_script("train.py", *given[1:], cwd=tmp_path, WORLD_SIZE="2")
+    assert result.returncode == 2 and "RANK" in result.stderr and "torchrun" in result.stderr
