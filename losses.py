@@ -15,6 +15,7 @@ from dataset import IGNORE_INDEX
 
 LOSSES = ("cross_entropy", "bce", "ohem")
 OHEM_PROBABILITY = 0.7  # Source: arXiv 1604.03540's idea with the threshold that mmsegmentation's OHEM sampler has
+EVERY_FOURTH = slice(2, None, 4)  # in both directions: the pixel nearest to the middle of each 4x4 block
 OHEM_LEAST_SHARE = 1 / 16  # of the pixels are kept, however easy they are
 
 
@@ -23,7 +24,7 @@ def pixel_loss(name: str, logits: Tensor, targets: Tensor, label_smoothing: floa
 
     Args:
         name: one of LOSSES. cross_entropy: softmax over the classes. bce: a sigmoid for each class against all others,
-            summed over the classes. ohem: cross-entropy of the hard pixels alone.
+            summed over the classes. ohem: cross-entropy of the hard pixels alone, of 1/16 of all pixels at least.
         logits: (N, K, H, W).
         targets: (N, H, W) int64 train ids.
         label_smoothing: probability that is spread over all classes.
@@ -34,15 +35,62 @@ def pixel_loss(name: str, logits: Tensor, targets: Tensor, label_smoothing: floa
     smoothing = {"ignore_index": IGNORE_INDEX, "label_smoothing": label_smoothing}
     if name == "cross_entropy":
         return F.cross_entropy(logits, targets, reduction="sum", **smoothing), valid.sum()
-    losses = F.cross_entropy(logits, targets, reduction="none", **smoothing)[valid]
-    hard = losses.detach() > -math.log(OHEM_PROBABILITY)
-    least = math.ceil(OHEM_LEAST_SHARE * losses.numel())
-    kept = losses[hard] if int(hard.sum()) >= least else losses.topk(least).values
-    return kept.sum() + 0 * logits.sum(), torch.tensor(kept.numel(), device=logits.device)
+    losses = F.cross_entropy(logits, targets, reduction="none", **smoothing)
+    # Without asking how many pixels are hard, for which a GPU would have to wait.
+    least = losses.detach().flatten().topk(math.ceil(OHEM_LEAST_SHARE * losses.numel())).values[-1]
+    kept = valid & (losses >= least.clamp(max=-math.log(OHEM_PROBABILITY)))
+    return (losses * kept).sum(), kept.sum()
 
 
-def auxiliary_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Returns the mean cross-entropy of an inner head against every fourth pixel of every fourth row.
+def upsampled_loss(
+    name: str, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, align_corners: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Returns pixel_loss of logits that are enlarged to the targets' size, one picture at a time.
+
+    The enlarged logits of 12 crops of 1024x2048 take 1.9 GB, and their gradients as much again. Here those of one
+    picture exist at once; the gradient is computed on the way, so that backward() has nothing left to do.
+
+    Args:
+        name: as for pixel_loss.
+        logits: (N, K, h, w).
+        targets: (N, H, W) int64 train ids.
+        label_smoothing: as for pixel_loss.
+        align_corners: as for interpolate.
+    """
+    return _ByPicture.apply(logits, targets, name, label_smoothing, align_corners)
+
+
+class _ByPicture(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor, name: str, label_smoothing: float, align_corners: bool):
+        sums, counts, gradients = [], [], []
+        for small, target in zip(logits.detach().split(1), targets.split(1), strict=True):
+            with torch.enable_grad():
+                small = small.float().requires_grad_()
+                full = F.interpolate(small, target.shape[-2:], mode="bilinear", align_corners=align_corners)
+                summed, pixels = pixel_loss(name, full, target, label_smoothing)
+                gradients += torch.autograd.grad(summed, small)
+            sums.append(summed.detach())
+            counts.append(pixels)
+        ctx.save_for_backward(torch.cat(gradients))
+        total = torch.stack(counts).sum()
+        ctx.mark_non_differentiable(total)
+        return torch.stack(sums).sum(), total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, _: Tensor):
+        (gradients,) = ctx.saved_tensors
+        return gradients * gradient, None, None, None, None
+
+
+def _sparse(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Every fourth pixel of every fourth row of the targets, and logits interpolated to as many."""
+    sparse = targets[:, EVERY_FOURTH, EVERY_FOURTH]
+    return F.interpolate(logits.float(), sparse.shape[-2:], mode="bilinear", align_corners=False), sparse
+
+
+def auxiliary_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the summed cross-entropy of an inner head against every fourth pixel of every fourth row, and how many.
 
     At full size the two heads would cost as much as the rest of the step's loss twice over, for maps of 1/8 and 1/32.
 
@@ -50,10 +98,7 @@ def auxiliary_loss(logits: Tensor, targets: Tensor) -> Tensor:
         logits: (N, K, h, w), smaller than the targets.
         targets: (N, H, W) int64 train ids.
     """
-    sparse = targets[:, 2::4, 2::4]  # the pixel nearest to the middle of each 4x4 block
-    resized = F.interpolate(logits, sparse.shape[-2:], mode="bilinear", align_corners=False)
-    summed, pixels = pixel_loss("cross_entropy", resized, sparse)
-    return summed / pixels.clamp(min=1)
+    return pixel_loss("cross_entropy", *_sparse(logits, targets))
 
 
 def lovasz_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -63,24 +108,26 @@ def lovasz_loss(logits: Tensor, targets: Tensor) -> Tensor:
     is taken: the sort over all of them would take longer than the network. Source: arXiv 1705.08790, sections 2 and 3.
 
     Args:
-        logits: (N, K, H, W).
+        logits: (N, K, h, w), smaller than the targets.
         targets: (N, H, W) int64 train ids.
     """
-    logits, targets = logits[..., 2::4, 2::4], targets[..., 2::4, 2::4]
-    valid = targets != IGNORE_INDEX
-    probabilities = logits.permute(0, 2, 3, 1)[valid].softmax(1).T  # (K, P)
-    labels = targets[valid]
-    present = torch.bincount(labels, minlength=len(probabilities)).nonzero().squeeze(1)
-    if not len(present):
-        return 0 * logits.sum()
-    hot = (labels == present.unsqueeze(1)).float()  # (present classes, P)
-    errors, order = (hot - probabilities[present]).abs().sort(1, descending=True)
+    logits, targets = _sparse(logits, targets)
+    labels = targets.flatten()
+    valid = labels != IGNORE_INDEX
+    probabilities = logits.softmax(1).transpose(0, 1).flatten(1)  # (K, P)
+    classes = torch.arange(len(probabilities), device=labels.device)
+    if labels.is_cpu:  # elsewhere asking for the present ones would make the device wait
+        classes = torch.bincount(labels[valid], minlength=len(classes)).nonzero().squeeze(1)
+    hot = (labels == classes.unsqueeze(1)).float()  # (classes, P)
+    # An ignored pixel has no error: it comes last, where it changes nothing.
+    errors, order = ((hot - probabilities[classes]).abs() * valid).sort(1, descending=True)
     hot = hot.gather(1, order)
     # The Jaccard loss of the first i pixels being wrong, for every i; its steps are the weights of the errors.
     total = hot.sum(1, keepdim=True)
     jaccard = 1 - (total - hot.cumsum(1)) / (total + (1 - hot).cumsum(1))
     steps = torch.cat([jaccard[:, :1], jaccard.diff(dim=1)], 1)
-    return (errors * steps).sum(1).mean()
+    present = total.squeeze(1) > 0
+    return ((errors * steps).sum(1) * present).sum() / present.sum().clamp(min=1)
 
 
 def _binary_cross_entropy(logits: Tensor, targets: Tensor, valid: Tensor, label_smoothing: float) -> Tensor:

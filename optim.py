@@ -50,8 +50,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> 
 def make_optimizer(name: str, groups: list[dict], lr: float) -> torch.optim.Optimizer:
     """Returns Adam, AdamW, Muon or SGD with momentum 0.9 (Paper: 0.9)."""
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}[name](groups, lr=lr)
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}[name](groups, lr=lr, fused=True)
 
 
 class Muon(torch.optim.AdamW):
@@ -66,6 +66,11 @@ class Muon(torch.optim.AdamW):
     """
 
     momentum = 0.95
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+        # A fused AdamW looks at the overflow of scaled gradients itself; here the scaler has to.
+        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self) -> None:

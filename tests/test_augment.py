@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
-from augment import EpochSampler, Scales, TrainSet, crop_image, crop_label, distort_colours, draw_colours, place_crop
+from augment import (
+    EpochSampler,
+    Scales,
+    TrainSet,
+    _nth_true,
+    crop_image,
+    crop_label,
+    distort_colours,
+    draw_colours,
+    place_crop,
+)
 from dataset import MEAN_COLOUR, DataError, find_samples
 
 LISTED = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
@@ -123,6 +133,16 @@ def test_class_uniform_crops_show_the_rare_class(lopsided) -> None:
         return sum(bool((crop == 11).any()) for crop in crops)
 
     assert seen(1.0) >= 12 > seen(0.0) + 3  # a third of the crops are centred on the person
+
+
+@given(st.integers(0, 10**6), st.integers(1, 30_000), st.floats(0.001, 1), st.floats(0, 1, exclude_max=True))
+def test_bisection_finds_the_same_pixel_as_a_list_of_all(seed, length, share, part) -> None:
+    """A pixel of another class, or one that is never drawn, because of an off-by-one between the halves."""
+    mask = np.random.default_rng(seed).random(length) < share
+    mask[length // 2] = True
+    places = np.flatnonzero(mask)
+    n = int(part * len(places))
+    assert _nth_true(mask, n) == places[n]
 
 
 def test_last_batch_of_one_is_left_out() -> None:

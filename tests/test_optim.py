@@ -104,7 +104,7 @@ def test_muon_steps_dense_convolutions_and_leaves_the_rest_to_adamw() -> None:
     twin = copy.deepcopy(model)
     dense = model[0].weight.detach().clone()
     for net, kind in ((model, Muon), (twin, torch.optim.AdamW)):
-        optimizer = kind(net.parameters(), lr=0.01, weight_decay=0.1)
+        optimizer = kind(net.parameters(), lr=0.01, weight_decay=0.1, fused=True)
         net(torch.ones(2, 6, 5, 5)).square().sum().backward()
         optimizer.step()
     assert all(

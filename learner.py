@@ -1,0 +1,181 @@
+"""The training step: the network and everything that a step changes. Which crops come, and when to stop, is train's."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import processes
+from augment import distort_colours
+from dataset import normalise
+from losses import auxiliary_loss, lovasz_loss, upsampled_loss
+from model import FastSCNN
+from optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
+
+
+class Heads(nn.Module):
+    """What is compiled, and spread over processes: uint8 pictures in, logits before upsampling out."""
+
+    def __init__(self, model: FastSCNN):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.model.heads(normalise(images))
+
+
+class Learner:
+    """A network that learns, a batch at a time, alone or as one of several processes.
+
+    Args:
+        args: the recipe, see recipes.py.
+        model: the network; it is moved to the device.
+        device: where to compute.
+        steps: of the whole run, for the learning rate.
+        half: what autocast rounds to, see half_precision; None: nothing is rounded.
+
+    Attributes:
+        model: the network, without whatever is wrapped around it.
+        peak_lr: highest learning rate, scaled to the batch.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, model: FastSCNN, device: torch.device, steps: int, half: torch.dtype | None
+    ):
+        self.args, self.device, self.steps, self.half = args, device, steps, half
+        if processes.count() > 1 and device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model = model.to(device, memory_format=torch.channels_last)
+        groups = parameter_groups(self.model, args.weight_decay, args.decay_all)
+        self.peak_lr = scaled_rate(args.lr, args.batch_size, args.base_batch)
+        self.optimizer = make_optimizer(args.optimizer, groups, self.peak_lr)
+        self.average = make_average(self.model, args.ema) if args.ema else None
+        # fp16 has too few exponents for gradients: they are scaled up, and a step that overflows is left out.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half == torch.float16)
+        self.network: nn.Module = Heads(self.model)
+        if args.compile:
+            self.network.compile()
+        if processes.count() > 1:
+            self.network = DistributedDataParallel(
+                self.network, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+            )
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network that is scored and saved: the average of the weights where there is one."""
+        return self.average.module if self.average else self.model
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def step(self, number: int, images: Tensor, targets: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
+        """Learns from this process's part of a batch. Nothing here waits for the device.
+
+        Args:
+            number: of the step, from 0.
+            images: (n, H, W, 3) uint8 RGB.
+            targets: (n, H, W) uint8 train ids.
+            colours: (n, 4), see augment.draw_colours.
+
+        Returns:
+            The loss, whose mean over the processes is that of the whole batch, and the pixels that the whole batch's
+            main loss counts.
+        """
+        args = self.args
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(number, self.steps, self.peak_lr, args.power, args.warmup_steps, args.min_lr)
+        loss, pixels = self.loss(images, targets, colours)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update_parameters(self.model)
+        return loss.detach(), pixels
+
+    def loss(self, images: Tensor, targets: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the loss that `step` minimises, and the pixels that it counts; see there."""
+        args = self.args
+        targets = targets.to(self.device, non_blocking=True).long()
+        images = distort_colours(images.to(self.device, non_blocking=True), colours)
+        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
+            logits, *inner = self.network(images)
+        main = upsampled_loss(args.loss, logits, targets, args.label_smoothing, self.model.align_corners)
+        terms = [main, *(auxiliary_loss(head, targets) for head in inner)]
+        # Each process has its share of the labelled pixels, and no two the same: the sum over all of them has to be
+        # divided by the count of all. The gradients are averaged over the processes, hence the factor.
+        pixels = processes.add_up(torch.stack([count for _, count in terms]))
+        weights = [1.0, *(args.aux_weight for _ in inner)]
+        shares = [
+            weight * processes.count() * summed / count
+            for weight, (summed, _), count in zip(weights, terms, pixels.clamp(min=1), strict=True)
+        ]
+        loss = torch.stack(shares).sum()
+        if args.lovasz_weight:  # its IoU is that of this process's crops
+            loss = loss + args.lovasz_weight * lovasz_loss(logits, targets)
+        return loss, pixels[0]
+
+    def state_dict(self) -> dict:
+        """Everything that decides how it goes on."""
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Takes over what state_dict gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """Returns what a device computes fastest in half the bits: bf16, else fp16; None for a CPU without bf16.
+
+    Such a CPU can compute in bf16, but a step takes several times as long as in float32.
+    """
+    if device.type == "cpu":
+        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float16
+
+
+def on_device(batches: Iterable[list[Tensor]], device: torch.device) -> Iterator[list[Tensor]]:
+    """Yields batches of images, targets and colours, with the first two on the device.
+
+    On CUDA a batch is copied while the one before is computed on; the colours stay behind, as they are read by Python.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)
+    ahead: list[tuple[list[Tensor], torch.cuda.Event]] = []
+    for images, targets, colours in batches:
+        with torch.cuda.stream(stream):
+            moved = [images.to(device, non_blocking=True), targets.to(device, non_blocking=True), colours]
+            ahead.append((moved, stream.record_event()))
+        if len(ahead) > 1:
+            yield _arrived(*ahead.pop(0))
+    if ahead:
+        yield _arrived(*ahead.pop())
+
+
+def _arrived(batch: list[Tensor], copied: torch.cuda.Event) -> list[Tensor]:
+    """Makes the current stream wait for the copy of a batch, whose memory is its own from then on."""
+    current = torch.cuda.current_stream()
+    current.wait_event(copied)
+    for tensor in batch[:2]:
+        tensor.record_stream(current)
+    return batch

@@ -1,0 +1,123 @@
+"""The training step: precision, what it reports, and what it must not wait for."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import pytest
+import torch
+
+from learner import Learner, half_precision, on_device
+from model import FastSCNN
+from recipes import parse_args
+
+CPU = torch.device("cpu")
+
+
+def learner(*flags: str, half: torch.dtype | None = None, device: torch.device = CPU) -> Learner:
+    """A learner of ten steps from the same weights each time."""
+    torch.manual_seed(0)
+    args = parse_args(["--batch_size", "2", *flags])
+    made = Learner(args, FastSCNN(aux=args.aux_weight > 0), device, 10, half)
+    made.model.train()
+    return made
+
+
+def batch(seed: int = 0) -> list[torch.Tensor]:
+    """Two crops."""
+    torch.manual_seed(seed)
+    images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
+    return [images, torch.randint(0, 19, (2, 64, 96), dtype=torch.uint8), torch.tensor([[1.1, 1, 1, 0]] * 2)]
+
+
+@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
+def test_every_precision_learns(half: torch.dtype | None) -> None:
+    """A scaler that skips every step, or rounds the loss away."""
+    made = learner("--optimizer", "adamw", half=half)
+    losses = [float(made.step(number, *batch())[0]) for number in range(8)]
+    assert losses[-1] < losses[0] - 0.05
+    assert made.scaler.is_enabled() == (half == torch.float16)
+
+
+def test_a_step_that_overflows_is_left_out() -> None:
+    """fp16 gradients of infinity that end up in the weights."""
+    made = learner("--optimizer", "muon", half=torch.float16)
+    made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    before = copy.deepcopy(made.model.state_dict())
+    made.step(0, *batch())
+    after = made.model.state_dict()
+    assert all(
+        torch.equal(before[name], after[name]) for name in before if "running" not in name and "num_" not in name
+    )
+    assert made.scaler.get_scale() < 2.0**127
+
+
+def test_a_learner_goes_on_from_its_state() -> None:
+    """A scale, an average or a momentum that a resumed run forgets."""
+    flags = ("--recipe", "strong", "--aux_weight", "0.4", "--batch_size", "2")
+    straight, cut = learner(*flags, half=torch.float16), learner(*flags, half=torch.float16)
+    for number in range(2):
+        cut.step(number, *batch(number))
+    resumed = learner(*flags, half=torch.float16)
+    resumed.load_state_dict(copy.deepcopy(cut.state_dict()))
+    for number in range(4):
+        torch.manual_seed(number)
+        if number < 2:
+            straight.load_state_dict(copy.deepcopy(cut.state_dict()))
+            continue
+        for made in (straight, resumed):
+            torch.manual_seed(number)
+            made.step(number, *batch(number))
+    a, b = straight.state_dict(), resumed.state_dict()
+    assert a["scaler"] == b["scaler"] and a["scaler"]["_growth_tracker"] == 4
+    for part in ("model", "average"):
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+
+
+def test_the_rate_of_a_step_depends_on_its_number_alone() -> None:
+    """A schedule that starts anew after a resume."""
+    made = learner("--power", "0.9", "--lr", "0.01")
+    made.step(5, *batch())
+    assert made.lr == pytest.approx(0.01 * 0.5**0.9)
+
+
+def test_batches_arrive_as_they_were() -> None:
+    """A batch that is left behind, or comes twice, where they are copied ahead."""
+    batches = [batch(seed) for seed in range(3)]
+    arrived = list(on_device(batches, CPU))
+    assert len(arrived) == 3 and all(a is b for a, b in zip(arrived, batches, strict=True))
+    assert half_precision(CPU) in (None, torch.bfloat16)
+
+
+def test_compiled_step_is_the_plain_one(monkeypatch) -> None:
+    """A compiled network whose weights are not those that are saved, or under other names.
+
+    Traced and run without generating code, which takes minutes on two cores.
+    """
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    plain, compiled = learner("--lr", "1e-3"), learner("--lr", "1e-3", "--compile")
+    for made in (plain, compiled):
+        made.model.classifier.dropout.p = 0.0
+    losses = [float(made.step(0, *batch())[0]) for made in (plain, compiled)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    a, b = plain.state_dict()["model"], compiled.state_dict()["model"]
+    assert list(a) == list(b)
+    name = "learning_to_downsample.conv.1.running_mean"
+    torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("flags", [(), ("--recipe", "strong"), ("--loss", "ohem", "--aux_weight", "0.4")])
+def test_no_step_waits_for_the_gpu(flags: tuple[str, ...]) -> None:
+    """One .item() in a step halves the speed of a GPU."""
+    device = torch.device("cuda")
+    made = learner(*flags, "--batch_size", "2", half=torch.bfloat16, device=device)
+    for number, arrived in enumerate(on_device([batch(), batch(), batch()], device)):
+        if number == 2:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            made.step(number, *arrived)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
