@@ -58,7 +58,8 @@ def labels_from_logits(logits: Tensor, size: Sequence[int], align_corners: bool 
     if not logits.is_cpu or not few or size[0] < logits.shape[-2] or size[1] < logits.shape[-1]:
         labels = torch.stack([_interpolated(picture, size, align_corners).argmax(1)[0] for picture in logits.split(1)])
         return labels.to(torch.uint8) if few else labels
-    return torch.stack([_picture(picture, (size[0], size[1]), align_corners) for picture in logits.split(1)])
+    found = [_picture(picture, (size[0], size[1]), align_corners) for picture in logits.split(1)]
+    return found[0][None] if len(found) == 1 else torch.stack(found)
 
 
 def mixed_share(logits: Tensor) -> float:
@@ -105,11 +106,12 @@ def _picture(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tens
     if not torch.isfinite(high - low):
         return _interpolated(logits, size, align_corners).argmax(1)[0].to(torch.uint8)
     rows, columns = _axis(height, size[0], align_corners), _axis(width, size[1], align_corners)
-    best, second, label = _two_highest(planes)
-    clear = best - second > ROUNDING * torch.maximum(high, -low)
-    code = torch.where(clear, label, classes + torch.arange(height * width).reshape(height, width))
-    code = F.pad(code[None].double(), (1, 1, 1, 1), mode="replicate")[0]
-    mixed = (~_agree(code) | (code[:-1, :-1] >= classes)).flatten().nonzero().squeeze(1)
+    near = (planes >= planes.amax(0) - ROUNDING * torch.maximum(high, -low)).view(torch.uint8)
+    number = torch.arange(classes, dtype=torch.uint8).view(-1, 1, 1)
+    label = (near * number).amax(0)  # the last of the classes that are nearly the highest
+    first = (classes - 1) - (near * number.flip(0)).amax(0)
+    seen = label.float().masked_fill_(label != first, torch.nan)  # no number equals nan: the cells around it are mixed
+    mixed = (~_agree(F.pad(seen[None], (1, 1, 1, 1), mode="replicate")[0])).flatten().nonzero().squeeze(1)
     corner = F.pad(label[None].float(), (1, 0, 1, 0), mode="replicate")[0].to(torch.uint8)
     labels = corner.index_select(1, columns.cell).index_select(0, rows.cell)
     if len(mixed):
@@ -120,19 +122,22 @@ def _picture(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tens
     return labels
 
 
-def _two_highest(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the highest of K values, the second highest, and the index of the highest: (K, ...) to three (...).
+def _two_highest(values: Tensor, names: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the highest of some values, the second highest, and the name of the highest.
 
-    For few classes far faster than topk or argmax, which go through memory one cell at a time.
+    Far faster than topk or argmax, which go through memory one pixel at a time.
+
+    Args:
+        values: (count, span, span, M).
+        names: (count, M), uint8.
     """
-    best = values[0]
+    best, label = values[0], names[0].expand(values.shape[1:])
     second = torch.full_like(best, -torch.inf)
-    index = torch.zeros(best.shape, dtype=torch.uint8)
-    for k, value in enumerate(values[1:], 1):
-        index.masked_fill_(value > best, k)
+    for value, name in zip(values[1:], names[1:], strict=True):
+        label = torch.where(value > best, name, label)
         second = torch.maximum(second, torch.minimum(best, value))
         best = torch.maximum(best, value)
-    return best, second, index
+    return best, second, label
 
 
 def _mixed_cells(planes: Tensor, cells: Tensor, rows: Axis, columns: Axis, labels: Tensor) -> Tensor:
@@ -149,40 +154,40 @@ def _mixed_cells(planes: Tensor, cells: Tensor, rows: Axis, columns: Axis, label
         The numbers of the pixels whose two highest values are too close to tell.
     """
     row, column = cells.div(columns.pixels.shape[1], rounding_mode="floor"), cells % columns.pixels.shape[1]
-    corners = _corners(planes, row, column, rows.pixels.shape[1] - 1, columns.pixels.shape[1] - 1)  # 4 x (K, M)
-    top = corners.amax(0)
-    candidates = _may_win(corners).sum(0)  # (M,)
-    doubtful = []
+    places = _places(row, column, rows.pixels.shape[1] - 1, columns.pixels.shape[1] - 1)
+    top, possible = _may_win(planes, places)
+    candidates = possible.sum(0)  # (M,)
+    flat, doubtful = labels.view(-1), []
     fewest = 0
-    for count in (2, 4, len(planes)):
+    for count in (2, 3, 4, 8, len(planes)):
         group = ((candidates > fewest) & (candidates <= count)).nonzero().squeeze(1)
         fewest = count
         for chosen in group.split(CANDIDATES_AT_ONCE // count) if len(group) else ():
-            kept = corners.index_select(2, chosen)
             names = top.index_select(1, chosen).topk(min(count, len(planes)), 0).indices  # (count, M')
-            kept = kept.gather(1, names.expand(4, -1, -1))
+            kept = planes.take(names * planes.shape[1] + places.index_select(1, chosen)[:, None])  # (4, count, M')
             y, x = row[chosen], column[chosen]
             pixels = rows.pixels.index_select(1, y)[:, None] * labels.shape[1] + columns.pixels.index_select(1, x)
-            best, second, index = _two_highest(
-                _blend(kept, rows.weight.index_select(1, y)[:, None], columns.weight.index_select(1, x))
-            )
-            labels.view(-1)[pixels] = names.to(torch.uint8).gather(0, index.flatten(0, 1).long()).view_as(index)
+            values = _blend(kept, rows.weight.index_select(1, y)[:, None], columns.weight.index_select(1, x))
+            best, second, label = _two_highest(values, names.to(torch.uint8))
+            flat.scatter_(0, pixels.flatten(), label.flatten())  # far faster than flat[pixels] = label
             close = best - second <= ROUNDING * kept.abs().amax((0, 1))
             doubtful.append(pixels[close])
     return torch.cat(doubtful)
 
 
-def _corners(planes: Tensor, row: Tensor, column: Tensor, height: int, width: int) -> Tensor:
-    """Returns the (4, K, M) logits at the corners of cells: upper left, upper right, lower left, lower right."""
+def _places(row: Tensor, column: Tensor, height: int, width: int) -> Tensor:
+    """Returns where the corners of cells lie, (4, M): upper left, upper right, lower left, lower right."""
     upper, lower = (row - 1).clamp(min=0) * width, row.clamp(max=height - 1) * width
     left, right = (column - 1).clamp(min=0), column.clamp(max=width - 1)
-    return torch.stack([planes.index_select(1, y + x) for y in (upper, lower) for x in (left, right)])
+    return torch.stack([y + x for y in (upper, lower) for x in (left, right)])
 
 
-def _may_win(corners: Tensor) -> Tensor:
-    """Returns which classes can be the highest somewhere in a cell, (K, M), given its (4, K, M) corners."""
-    low = corners.amin(0).amax(0)
-    return corners.amax(0) >= low - ROUNDING * corners.abs().amax((0, 1))
+def _may_win(planes: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the highest corner of each class, and which classes can be the highest somewhere in a cell: (K, M)."""
+    corners = planes.index_select(1, places.flatten()).unflatten(1, (4, -1))  # (K, 4, M)
+    top, bottom = corners.amax(1), corners.amin(1)
+    largest = torch.maximum(top.amax(0), -bottom.amin(0))
+    return top, top >= bottom.amax(0) - ROUNDING * largest
 
 
 def _blend(corners: Tensor, down: Tensor, across: Tensor) -> Tensor:
@@ -197,19 +202,22 @@ def _settle(logits: Tensor, pixels: Tensor, rows: Axis, columns: Axis, labels: T
     """Writes the labels of the pixels that are too close to tell, by the values of torch's own interpolation."""
     height, width = logits.shape[-2:]
     y, x = pixels.div(labels.shape[1], rounding_mode="floor"), pixels % labels.shape[1]
-    corners = _corners(logits[0].flatten(1), rows.cell[y], columns.cell[x], height, width)
-    wanted = _may_win(corners).any(1).nonzero().squeeze(1)
-    step = labels.shape[0] // height
+    places = _places(rows.cell[y], columns.cell[x], height, width)
+    wanted = _may_win(logits[0].flatten(1), places)[1].any(1).nonzero().squeeze(1)
+    down, across = labels.shape[0] // height, labels.shape[1] // width
+    exact = (down * height, across * width) == labels.shape and not (down & (down - 1) or across & (across - 1))
     if not logits.is_contiguous() or width < WIDE:
         # In channels_last, and perhaps in small pictures, the rounding of a class depends on its place among all.
         values = _interpolated(logits, labels.shape, align_corners)[0].flatten(1)[:, pixels]
         wanted = torch.arange(len(values))
-    elif align_corners or step * height != labels.shape[0] or step & (step - 1) or len(pixels) > height:
+    elif align_corners or not exact or len(pixels) * 2 * WIDE > height * width:
         values = _interpolated(logits[:, wanted], labels.shape, align_corners)[0].flatten(1)[:, pixels]
     else:
-        # With a power of two the vertical weights are exact: two whole rows of logits alone give the same values.
-        first = (rows.cell[y] - 1).clamp(0, height - 2)
-        pairs = logits[0, wanted][:, torch.stack([first, first + 1], 1)].transpose(0, 1)  # (P, wanted, 2, w)
-        values = _interpolated(pairs, (2 * step, labels.shape[1]), align_corners)
-        values = values[torch.arange(len(pixels)), :, y - first * step, x].T
+        # With powers of two the weights are exact: a window of two rows alone gives the same values.
+        top = (rows.cell[y] - 1).clamp(0, height - 2)
+        left = (columns.cell[x] - WIDE // 2).clamp(0, width - WIDE)
+        at = top[:, None, None] + torch.arange(2)[:, None], left[:, None, None] + torch.arange(WIDE)
+        windows = logits[0, wanted][:, *at].transpose(0, 1)  # (P, wanted, 2, WIDE)
+        values = _interpolated(windows, (2 * down, WIDE * across), align_corners)
+        values = values[torch.arange(len(pixels)), :, y - top * down, x - left * across].T
     labels.view(-1)[pixels] = wanted[values.argmax(0)].to(torch.uint8)
