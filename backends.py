@@ -6,7 +6,6 @@ the other engines are imported where they are used: PyTorch alone is enough for 
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 import json
@@ -16,9 +15,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dataset import CLASSES, MEAN, STD, normalise
+from folding import DTYPES, fold
+from label_head import labels_from_logits
 from model import FastSCNN
 from utils import UserError
 
@@ -38,6 +38,10 @@ class Network(NamedTuple):
     run: Callable[[Tensor], Tensor]  # (N, H, W, 3) uint8 to (N, K, h, w) float32
     align_corners: bool  # how its logits are to be enlarged
     name: str  # backend and precision
+
+    def labels(self, images: Tensor) -> Tensor:
+        """Returns the (N, H, W) uint8 train ids of (N, H, W, 3) uint8 pictures."""
+        return labels_from_logits(self.run(images), images.shape[1:3], self.align_corners)
 
 
 def check_precision(backend: str, precision: str) -> None:
@@ -68,47 +72,20 @@ def package(name: str, backend: str) -> object:
         ) from None
 
 
-def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """Returns a copy in eval mode whose batch normalisations have become part of the convolutions before them."""
-    folded = copy.deepcopy(model).eval()
-    for parent in folded.modules():
-        if not isinstance(parent, nn.Sequential):
-            continue
-        for index in range(len(parent) - 1):
-            if isinstance(parent[index], nn.Conv2d) and isinstance(parent[index + 1], nn.BatchNorm2d):
-                parent[index] = fuse_conv_bn_eval(parent[index], parent[index + 1])
-                parent[index + 1] = nn.Identity()
-    return folded
-
-
 class Pictures(nn.Module):
     """The network as it is deployed: uint8 pictures in, normalisation inside, logits at 1/8 out.
 
     Args:
         model: the network; it is copied.
-        precision: of the layers. The class scores are always computed in single precision: rounded to bf16, they would
-            tie too often.
+        precision: of the layers, but for the class scores; see folding.fold.
     """
 
     def __init__(self, model: FastSCNN, precision: str = "fp32"):
         super().__init__()
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        self.model = fold_batch_norm(model).requires_grad_(False).to(self.dtype)
-        self.model.classifier.conv = Precise(self.model.classifier.conv.float())
+        self.dtype, self.model = DTYPES[precision], fold(model, precision)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model.heads(normalise(images).to(self.dtype))[0]
-
-
-class Precise(nn.Module):
-    """A layer whose input is converted to single precision first."""
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.float())
 
 
 def torch_network(model: FastSCNN, device: torch.device, precision: str, compiled: bool) -> Network:
@@ -165,11 +142,12 @@ def read_metadata(path: str | Path, text: str | None) -> dict:
     """
     try:
         metadata = json.loads(text or "")
-        classes, _ = metadata["classes"], metadata["align_corners"]
+        classes, *_ = (metadata[name] for name in ("classes", "align_corners", "precision", "size"))
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} was not exported by deploy.py: it has no metadata of Fast-SCNN; export it") from None
     if classes != [label.name for label in CLASSES]:
-        raise UserError(f"{path} is for {len(classes)} other classes, expected the {len(CLASSES)} of Cityscapes")
+        count = f"{len(classes)} other" if isinstance(classes, list) else "other"
+        raise UserError(f"{path} is for {count} classes, expected the {len(CLASSES)} of Cityscapes")
     return metadata
 
 
@@ -225,6 +203,9 @@ def openvino_network(path: str | Path, precision: str | None = None) -> tuple[Ne
     """
     openvino = package("openvino", "openvino")
     core = openvino.Core()
+    weights = Path(path).with_suffix(".bin")
+    if Path(path).suffix == ".xml" and not weights.is_file():
+        raise UserError(f"{path} has no {weights.name} beside it, which holds its weights; copy both files")
     try:
         graph = core.read_model(str(path))
     except RuntimeError as error:
@@ -260,4 +241,6 @@ def openvino_network(path: str | Path, precision: str | None = None) -> tuple[Ne
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    """Returns what an error of an engine says, without the places in its source that OpenVINO names first."""
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(("Exception from", "Check '"))]
+    return (lines or [type(error).__name__])[0][:160]

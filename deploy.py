@@ -20,7 +20,6 @@ from torch import Tensor
 from backends import PRECISIONS, Network, check_precision, describe, package, torch_network
 from dataset import NUM_CLASSES, DataError, read_image
 from export import AGREEMENT, FORMATS, agreement, export, open_exported, write_onnx
-from label_head import labels_from_logits
 from model import MIN_SIZE, FastSCNN, convert_original, drop_profiler_buffers, is_original
 from synthetic import draw_scene
 from utils import UserError, choose_device, load_checkpoint, run_cli, writable_folder
@@ -147,6 +146,9 @@ def check_size(size: Sequence[int], name: object = "the picture") -> None:
 class Predictor:
     """Turns pictures into train ids: (H, W, 3) RGB uint8 in, (H, W) uint8 out.
 
+    Any memory layout is taken. Another number of channels, another type and a size under 32x32 are refused, not
+    converted: only who made the picture knows what its values mean. sources.read_picture converts files.
+
     Args:
         network: on whatever engine.
     """
@@ -160,13 +162,15 @@ class Predictor:
         Raises:
             UserError: it is no picture, or smaller than the network can take.
         """
+        if not isinstance(image, np.ndarray):
+            raise UserError(f"the picture is a {type(image).__name__}, expected a uint8 array (cv2.imread gives None)")
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise UserError(
                 f"the picture is a {image.dtype} array of shape {image.shape}, expected uint8 RGB, (height, width, 3)"
             )
         check_size(image.shape[:2])
-        logits = self.network.run(torch.from_numpy(np.ascontiguousarray(image))[None])
-        return labels_from_logits(logits, image.shape[:2], self.network.align_corners)[0].cpu().numpy()
+        image = np.require(image, requirements="CW")  # torch warns of memory that it could not write to
+        return self.network.labels(torch.from_numpy(image)[None])[0].cpu().numpy()
 
 
 def load_network(
@@ -187,7 +191,7 @@ def load_network(
         UserError: as load_model; the file, the backend, the precision and the device do not go together.
     """
     if backend:
-        check_precision(backend, precision or PRECISIONS[backend][0] if backend in PRECISIONS else "")
+        check_precision(backend, precision or "fp32")
     exported = Path(path).suffix in FORMATS.values()
     if (exported or backend in FORMATS) and device not in ("auto", "cpu"):
         raise UserError(f"--device {device} was given, but {backend or Path(path).suffix} runs on the CPU: use auto")
@@ -198,7 +202,6 @@ def load_network(
     model, metadata = load_model(path)
     if backend not in FORMATS:
         compiled = backend == "torch-compile"
-        check_precision(backend or "torch", precision or "fp32")
         return torch_network(model, choose_device(device), precision or "fp32", compiled), metadata
     if precision == "int8":
         raise UserError(

@@ -25,7 +25,6 @@ from backends import (
     package,
     torch_network,
 )
-from label_head import labels_from_logits
 from model import MIN_SIZE, FastSCNN
 from utils import UserError, write_file
 
@@ -84,7 +83,7 @@ def write_onnx(model: FastSCNN, metadata: dict, path: Path) -> None:
             (example,),
             input_names=["pictures"],
             output_names=["logits"],
-            dynamic_shapes=None if size else ({**dynamic},),
+            dynamic_shapes=None if size else (dynamic,),
             dynamo=True,
             external_data=False,
             optimize=True,
@@ -170,7 +169,6 @@ def agreement(model: FastSCNN, network: Network, pictures: Sequence[np.ndarray])
     reference = torch_network(model, torch.device("cpu"), "fp32", compiled=False)
     same = total = 0
     for picture in pictures:
-        batch, size = torch.from_numpy(picture)[None], picture.shape[:2]
-        found, expected = (labels_from_logits(one.run(batch), size, one.align_corners) for one in (network, reference))
+        found, expected = (one.labels(torch.from_numpy(picture)[None]) for one in (network, reference))
         same, total = same + int((found == expected).sum()), total + expected.numel()
     return same / total

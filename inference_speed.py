@@ -4,8 +4,6 @@ to full size, argmax."""
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,10 +14,10 @@ from torch.nn import functional as F
 from backends import PRECISIONS, Network, describe
 from dataset import MEAN, STD
 from deploy import Predictor, load_model, load_network
-from export import export
+from export import FORMATS, export, write_onnx
 from label_head import labels_from_logits, mixed_share
 from model import FastSCNN
-from timing import alternate, compare
+from timing import alternate, compare, peak_in_fresh_process
 from utils import UserError
 
 BASELINE = ("eager NCHW, interpolate + argmax", "fp32")
@@ -48,6 +46,7 @@ def open_networks(
         The networks by backend and precision, and a line for each that is left out.
     """
     networks, missing = {}, []
+    shared = folder / "network.onnx"  # ONNX Runtime and OpenVINO read the same file in every precision but int8
     for backend, precisions in PRECISIONS.items():
         for precision in precisions:
             if backend.startswith("torch") and precision == "fp16":
@@ -61,6 +60,10 @@ def open_networks(
                         model, describe(model, "", "int8", None), path, backend, pictures, check=lambda network: None
                     )
                     networks[backend, precision] = load_network(path)[0]
+                elif backend in FORMATS:
+                    if not shared.exists():
+                        write_onnx(model, describe(model, "", "fp32", None), shared)
+                    networks[backend, precision] = load_network(shared, "cpu", backend, precision)[0]
                 else:
                     networks[backend, precision] = load_network(weights, "cpu", backend, precision)[0]
             except UserError as error:
@@ -123,23 +126,16 @@ def _row(name: str, stage: str, backend: str, precision: str, size: tuple[int, i
 
 def peak_memory(weights: str, backend: str, precision: str, picture: np.ndarray) -> float:
     """Returns the MiB that a process of its own takes at most to label a picture twice, libraries included."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (weights, backend, precision, picture))
+    return peak_in_fresh_process(_label_twice, weights, backend, precision, picture)
 
 
-def _peak(weights: str, backend: str, precision: str, picture: np.ndarray) -> float:
-    with torch.inference_mode():
-        if (backend, precision) == BASELINE:
-            model = load_model(weights)[0]
-            for _ in range(2):
-                plain_network(model, picture, heads=False).argmax(1)
-        else:
-            predict = Predictor(load_network(weights, "cpu", backend, precision)[0])
-            for _ in range(2):
-                predict(picture)
-    if sys.platform == "linux":  # there, getrusage passes on the peak of the process that started this one
-        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+@torch.inference_mode()
+def _label_twice(weights: str, backend: str, precision: str, picture: np.ndarray) -> None:
+    if (backend, precision) == BASELINE:
+        model = load_model(weights)[0]
+        for _ in range(2):
+            plain_network(model, picture, heads=False).argmax(1)
+    else:
+        predict = Predictor(load_network(weights, "cpu", backend, precision)[0])
+        for _ in range(2):
+            predict(picture)

@@ -1,15 +1,21 @@
-"""How a speed is measured and shown: everything that is compared runs alternately, medians and spread are told."""
+"""What a network costs, and how a speed is measured and shown: what is compared runs alternately, with its spread."""
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
+
+WARM_UP = 0.3  # seconds of each function on a GPU: one that idled has a low clock
 
 
 def alternate(functions: Sequence[Callable[[int], object]], repeats: int) -> list[list[float]]:
@@ -27,6 +33,40 @@ def alternate(functions: Sequence[Callable[[int], object]], repeats: int) -> lis
             function(max(repeat, 0))
             if repeat >= 0:
                 seconds.append(time.perf_counter() - start)
+    return times
+
+
+def seconds_of(call: Callable[[], object], device: torch.device, burst: int = 1) -> float:
+    """Returns the seconds of a call, by CUDA events on a GPU; with `burst`, of one of that many queued at once."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        for _ in range(burst):
+            call()
+        return (time.perf_counter() - start) / burst
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(burst):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / burst
+
+
+def alternate_on(
+    device: torch.device, calls: Sequence[Callable[[], object]], repeats: int, burst: int = 1
+) -> list[list[float]]:
+    """Times functions in turn, after a warm-up; returns the seconds of each repetition, a list for each function."""
+    for call in calls:
+        start = time.perf_counter()
+        while True:
+            seconds_of(call, device)
+            if device.type != "cuda" or time.perf_counter() - start > WARM_UP:
+                break
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, seconds in zip(calls, times, strict=True):
+            seconds.append(seconds_of(call, device, burst))
     return times
 
 
@@ -55,6 +95,22 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], markdown: bool)
     )
 
 
+def peak_in_fresh_process(function: Callable, *arguments: object) -> float:
+    """Returns the MiB that a process of its own takes at most for a call, libraries included."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_of, (function, arguments))
+
+
+def _peak_of(function: Callable, arguments: tuple) -> float:
+    function(*arguments)
+    if sys.platform == "linux":  # there, getrusage passes on the peak of the process that started this one
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def machine() -> str:
     """Names the processor, its cores and the versions."""
     name = platform.processor() or platform.machine()
@@ -62,3 +118,19 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def count_parameters_and_macs(model: nn.Module, height: int, width: int) -> tuple[int, int]:
+    """Returns the parameters and, by thop, the multiply-adds for one RGB picture.
+
+    thop counts what batch normalisation costs too, and it hangs buffers onto a model that would reach its state
+    dict: it gets a copy.
+    """
+    from thop import profile
+    from thop.vision.basic_hooks import count_convNd
+
+    copied = copy.deepcopy(model).cpu().eval()
+    # thop goes by the exact class: one derived from Conv2d would count nothing
+    derived = {type(m): count_convNd for m in copied.modules() if isinstance(m, torch.nn.Conv2d)}
+    macs, _ = profile(copied, (torch.zeros(1, 3, height, width),), custom_ops=derived, verbose=False)
+    return sum(parameter.numel() for parameter in model.parameters()), int(macs)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_user_error, run_script
 from torch import nn
 
-from backends import METADATA, PRECISIONS, Pictures, describe, fold_batch_norm, openvino_network
+from backends import METADATA, PRECISIONS, Pictures, describe, openvino_network
 from dataset import CLASSES, normalise
 from deploy import load_model, load_network, load_predictor
 from export import agreement, export, write_onnx
+from folding import fold_batch_norm
 from model import FastSCNN
 from synthetic import draw_scene
 from utils import UserError
@@ -187,12 +192,93 @@ def test_backends_that_do_not_exist(flags, message: str, tmp_path) -> None:
     assert_user_error(run_script("viewer.py", *picture, *flags, cwd=tmp_path), message)
 
 
-@pytest.mark.parametrize(("backend", "name"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+@pytest.mark.parametrize(
+    ("backend", "name"), [("onnx", "onnxruntime"), ("openvino", "openvino"), ("onnx", "onnxscript")]
+)
 def test_missing_packages_are_named(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An import error that does not say what to install."""
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"needs the package {name}: pip install -r requirements-deploy.txt"):
         load_network(WEIGHTS, "auto", backend)
+
+
+@pytest.mark.parametrize(
+    ("format", "precision", "name"),
+    [("onnx", "fp32", "onnx"), ("onnx", "int8", "onnxruntime"), ("openvino", "fp32", "openvino"),
+     ("openvino", "int8", "nncf")],
+)  # fmt: skip
+def test_packages_that_an_export_lacks_are_named(format, precision, name, model, tmp_path, monkeypatch) -> None:
+    """A traceback after minutes of work, or half a file."""
+    for module in [found for found in sys.modules if found.split(".")[0] == name] + [name]:
+        monkeypatch.setitem(sys.modules, module, None)
+    path = tmp_path / f"n.{'onnx' if format == 'onnx' else 'xml'}"
+    with pytest.raises(UserError, match=rf"needs the package {name}: pip install -r requirements-deploy.txt"):
+        export(model, describe(model, "", precision, (64, 96)), path, format, [], lambda network: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _no_weights(xml, weights) -> str:
+    weights.unlink()
+    return "has no n.bin beside it"
+
+
+def _half_weights(xml, weights) -> str:
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return "n.xml is damaged or no OpenVINO file"
+
+
+def _empty(xml, weights) -> str:
+    xml.write_text("")
+    return "n.xml is damaged or no OpenVINO file"
+
+
+def _foreign(xml, weights) -> str:
+    xml.write_text(re.sub(r"<fast_scnn[^>]*/>", "", xml.read_text()))
+    return "n.xml was not exported by deploy.py"
+
+
+def _half_the_metadata(xml, weights) -> str:
+    xml.write_text(xml.read_text().replace("align_corners", "other"))
+    return "n.xml was not exported by deploy.py"
+
+
+def _other_classes(xml, weights) -> str:
+    xml.write_text(xml.read_text().replace("&quot;road&quot;, ", ""))
+    return "n.xml is for 18 other classes, expected the 19 of Cityscapes"
+
+
+@pytest.fixture(scope="module")
+def pair(model, tmp_path_factory):
+    """OpenVINO's two files."""
+    path = tmp_path_factory.mktemp("pair") / "n.xml"
+    export(model, describe(model, "", "fp32", (64, 96)), path, "openvino", [], lambda network: None)
+    return path
+
+
+@pytest.mark.parametrize("spoil", [_no_weights, _half_weights, _empty, _foreign, _half_the_metadata, _other_classes])
+def test_openvino_pairs_that_are_refused(spoil, pair, tmp_path) -> None:
+    """Half of a pair, or another network's, whose output is taken for logits of our classes."""
+    xml, weights = (Path(shutil.copy(pair.with_suffix(suffix), tmp_path)) for suffix in (".xml", ".bin"))
+    words = spoil(xml, weights)
+    with pytest.raises(UserError) as error:
+        load_network(xml)
+    assert words in str(error.value) and "\n" not in str(error.value) and "Exception" not in str(error.value)
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "viewer.py"])
+def test_scripts_refuse_bad_exported_files_in_one_line(script: str, pair, frames, tmp_path) -> None:
+    """The scripts must pass the message on as one line with status 2."""
+    xml, weights = (Path(shutil.copy(pair.with_suffix(suffix), tmp_path)) for suffix in (".xml", ".bin"))
+    flags = ["--data_path", frames, "--model_weight", xml]
+    if script == "viewer.py":
+        flags += ["--input_pic", "val/valstadt/valstadt_000000_000000_leftImg8bit.png"]
+    words = _other_classes(xml, weights)
+    assert_user_error(run_script(script, *flags, cwd=tmp_path), words)
+    (tmp_path / "n.onnx").write_bytes(b"no file of ONNX")
+    flags[3] = tmp_path / "n.onnx"
+    assert_user_error(run_script(script, *flags, cwd=tmp_path), "n.onnx is damaged or no ONNX file")
+    flags[3] = tmp_path / "none.onnx"
+    assert_user_error(run_script(script, *flags, cwd=tmp_path), "no file at", "none.onnx")
 
 
 def test_command_line_exports_what_evaluate_and_viewer_read(frames, tmp_path) -> None:
@@ -202,8 +288,6 @@ def test_command_line_exports_what_evaluate_and_viewer_read(frames, tmp_path) ->
     assert_user_error(run_script("deploy.py", *run, "--output", output, cwd=tmp_path), "has to be calibrated")
     assert_user_error(run_script("deploy.py", *run[:2], "--output", output, cwd=tmp_path), "ends with .onnx")
     for seed in range(3):
-        import cv2
-
         (tmp_path / "pictures").mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / "pictures" / f"{seed}.png"), draw_scene(seed, 128, 256)[0][..., ::-1])
     result = run_script("deploy.py", *run, "--pictures", tmp_path / "pictures", "--output", output, cwd=tmp_path)

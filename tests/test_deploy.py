@@ -70,11 +70,47 @@ def test_predictor_returns_train_ids(weights) -> None:
     assert labels.shape == (50, 70) and labels.dtype == np.uint8 and labels.max() < 19
 
 
-def test_picture_under_32_pixels_is_refused(weights) -> None:
-    """A picture that shrinks to nothing gives an error of some inner layer."""
-    predictor = load_predictor(weights)
-    with pytest.raises(UserError, match=r"31x70.*at least 32x32"):
-        predictor(np.zeros((31, 70, 3), np.uint8))
+SHAPE = (40, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (np.zeros((31, 70, 3), np.uint8), r"31x70.*at least 32x32"),
+        (np.zeros((70, 31, 3), np.uint8), r"70x31.*at least 32x32"),
+        (np.zeros((0, 0, 3), np.uint8), r"0x0.*at least 32x32"),
+        (np.zeros(0, np.uint8), r"shape \(0,\), expected uint8 RGB"),
+        (np.zeros(SHAPE[:2], np.uint8), r"shape \(40, 48\), expected uint8 RGB"),
+        (np.zeros((40, 48, 1), np.uint8), r"shape \(40, 48, 1\), expected uint8 RGB"),
+        (np.zeros((40, 48, 2), np.uint8), r"shape \(40, 48, 2\), expected uint8 RGB"),
+        (np.zeros((40, 48, 4), np.uint8), r"shape \(40, 48, 4\), expected uint8 RGB"),
+        (np.zeros((1, *SHAPE), np.uint8), r"shape \(1, 40, 48, 3\), expected uint8 RGB"),
+        (np.zeros(SHAPE, np.uint16), r"a uint16 array.*expected uint8 RGB"),
+        (np.zeros(SHAPE, np.int8), r"a int8 array.*expected uint8 RGB"),
+        (np.zeros(SHAPE, np.float32), r"a float32 array.*expected uint8 RGB"),
+        (np.zeros(SHAPE, bool), r"a bool array.*expected uint8 RGB"),
+        (None, r"is a NoneType, expected a uint8 array"),
+    ],
+)
+def test_pictures_that_are_refused(weights, picture, words: str) -> None:
+    """A picture that is taken for something else, or an error of some inner layer."""
+    with pytest.raises(UserError, match=words):
+        load_predictor(weights)(picture)
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_of_any_memory_layout_are_taken(weights) -> None:
+    """BGR turned round by a stride, a crop, a transposed or read-only array: other pixels, or a warning on stderr."""
+    predict = load_predictor(weights)
+    picture = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
+    expected = predict(picture)
+    wide = np.zeros((80, 96, 3), np.uint8)
+    wide[::2, ::2] = picture
+    read_only = picture.copy()
+    read_only.flags.writeable = False
+    for same in (picture[..., ::-1].copy()[..., ::-1], np.asfortranarray(picture), wide[::2, ::2], read_only):
+        np.testing.assert_array_equal(predict(same), expected)
+    np.testing.assert_array_equal(picture, read_only)
 
 
 class Payload:
