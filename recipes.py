@@ -69,8 +69,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--seed", type=int, default=0, help="of weights, order, crops and dropout")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     run.add_argument("--amp", action=argparse.BooleanOptionalAction, default=False,
-                     help="compute in bf16 where that is safe")  # fmt: skip
+                     help="compute in bf16 where that is safe, in fp16 on a GPU without bf16")  # fmt: skip
+    run.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
+                     help="compile the network for the training step")  # fmt: skip
     run.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="loader processes")
+    run.add_argument("--cache", metavar="DIR", help="keep decoded frames here, at 4 bytes a pixel")
     run.add_argument("--output_dir", default=".", help="where weights, statistics and predictions go")
     run.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, default=False,
                      help="also write TensorBoard events (needs the package tensorboard)")  # fmt: skip
@@ -139,7 +142,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--scales: {error}; expected a list as 0.5,1,2 or a range as 0.5-2") from None
     for name in ("resume", "init_weights"):
         path = getattr(args, name)
-        if path and not Path(path).is_file():
+        # A run that was killed between two renames has the state before the last one only.
+        before = Path(path).with_suffix(".prev.pth") if path and name == "resume" else Path()
+        if path and not Path(path).is_file() and not before.is_file():
             raise UserError(f"--{name}: no file at {path}; leave it out to start a new run")
     if args.resume and args.init_weights:
         raise UserError("--resume and --init_weights were both given; a resumed run has its weights: leave one out")
