@@ -16,17 +16,20 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cache import open_cache
 from dataset import DataError, find_samples, read_image
 from deploy import load_model, read_pictures
+from gpu_speed import gpu_rows
 from inference_speed import BASELINE, label_head_rows, open_networks, peak_memory, picture_rows
 from model import FastSCNN
 from synthetic import draw_scene, write_dataset
-from timing import machine, table
-from training_speed import loader_row
-from utils import UserError, count_parameters_and_macs, run_cli, save_checkpoint, write_file
+from timing import count_parameters_and_macs, machine, table
+from training_speed import loader_rows, loop_rows, sample_rows, step_rows
+from utils import UserError, keep_freed_memory, run_cli, save_checkpoint, write_file
 
 FRAME = (1024, 2048)
 SIZES = (FRAME, (512, 1024), (360, 480))
+MOST_FRAMES = 8  # that training rows read: a cache of all of Cityscapes takes 27 GiB
 WEIGHTS = Path(__file__).resolve().parent / "weights" / "camvid.pth"
 
 
@@ -128,6 +131,9 @@ def inference_rows(args: argparse.Namespace, folder: Path) -> list[dict]:
             same = "every label equal" if row["same"] else "labels differ (only exact ties may)"
             print(f"{row['name']}: {100 * row['mixed_share']:.1f} % of the cells are mixed, {same}")
         rows += measured + heads
+    if torch.cuda.is_available():
+        return rows + gpu_rows(model, scene, args.repeats, args.quick)
+    print("\nno CUDA device: GPU rows not run")
     return rows
 
 
@@ -142,16 +148,44 @@ def add_memory(rows: list[dict], weights: str, picture: np.ndarray, quick: bool)
 
 
 def training_rows(args: argparse.Namespace, folder: Path) -> list[dict]:
-    """Measures and prints a training sample."""
+    """Measures and prints training samples and loaders."""
     if args.data_path is None:
         write_dataset(folder / "frames", *FRAME, train=2 if args.quick else 4, val=0, test=0, seed=0)
-    row = loader_row(find_samples(args.data_path or folder / "frames", "train"), args.repeats)
-    print_rows("training sample, beside the original's order of work", [row], args.markdown)
-    print(
-        f"samples/s: {row['images_per_s']:.1f}, original's order {row['baseline_images_per_s']:.1f}, "
-        f"ratio {row['throughput_ratio']:.2f}"
-    )
-    return [row]
+    samples = find_samples(args.data_path or folder / "frames", "train")
+    samples = samples[:: -(-len(samples) // MOST_FRAMES)]
+    cached = open_cache(folder / "cache", samples).read
+    keep_freed_memory()  # as in training; both sides have it
+    rows = []
+    for title, measure in (
+        ("training sample", sample_rows), ("loader", loader_rows), ("step", step_rows), ("whole loop", loop_rows)
+    ):  # fmt: skip
+        measured = measure(samples, cached, args.repeats, args.quick)
+        print_training_rows(f"{title}, beside the original's order of work", measured, args.markdown)
+        rows += measured
+    for row in rows:
+        if "peak_mib" in row:
+            print(f"\n{row['name']}: peak memory {row['peak_mib']:.0f} MiB, baseline {row['baseline_peak_mib']:.0f}")
+        if "first_epoch_loss" in row:
+            print(
+                f"{row['name']}: mean loss of the first epoch {row['first_epoch_loss']:.4f}, "
+                f"baseline {row['baseline_first_epoch_loss']:.4f}"
+            )
+    return rows
+
+
+def print_training_rows(title: str, rows: list[dict], markdown: bool) -> None:
+    """Prints rates, and the rates that they were measured beside."""
+    lines = [
+        (
+            row["name"], f"{row['images_per_s']:.1f}", f"{row['baseline_images_per_s']:.1f}", f"{row['ratio']:.2f}",
+            f"{row['median_ms']:.2f}", f"{row['low_ms']:.2f} - {row['high_ms']:.2f}",
+            f"{row['baseline_median_ms']:.1f}", f"{row['baseline_low_ms']:.1f} - {row['baseline_high_ms']:.1f}",
+        )
+        for row in rows
+    ]  # fmt: skip
+    header = (title, "images/s", "baseline images/s", "times faster", "ms", "spread", "baseline ms", "spread")
+    print()
+    print(table(header, lines, markdown), flush=True)
 
 
 def main() -> int:

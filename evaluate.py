@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import processes
 from backends import Network
 from dataset import (
     CATEGORIES,
@@ -36,11 +37,14 @@ from dataset import (
     TRAIN_ID_TO_ID,
     DataError,
     FrameSet,
+    Read,
     Sample,
     check_samples,
     default_data_path,
     find_samples,
+    guarded,
     loader_worker,
+    read_pair,
     train_ids_note,
 )
 from deploy import add_backend_flags, check_size, load_network
@@ -224,29 +228,40 @@ def predict_with(network: Network, with_loss: bool = False) -> Predict:
 
 @torch.inference_mode()
 def evaluate(
-    predict: Predict, samples: Sequence[Sample], workers: int = 0, writer: PredictionWriter | None = None
+    predict: Predict,
+    samples: Sequence[Sample],
+    workers: int = 0,
+    writer: PredictionWriter | None = None,
+    read: Read = read_pair,
 ) -> Scores:
     """Predicts every frame at its full size and scores the predictions: the one path to every reported number.
+
+    Of several processes each takes its share of the frames, none twice; all get the scores of the whole.
 
     Args:
         predict: see predict_with.
         samples: the frames; those without labels are predicted only.
         workers: loader processes.
         writer: where the predictions go, if anywhere.
+        read: what reads a frame.
 
     Raises:
         DataError: a file is damaged. UserError: a prediction cannot be written.
     """
-    loader = DataLoader(FrameSet(samples), num_workers=workers, worker_init_fn=loader_worker)
+    samples = samples[processes.rank() :: processes.count()]
+    loader = DataLoader(FrameSet(samples, read), num_workers=workers, worker_init_fn=loader_worker)
     confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
     loss_sum = 0.0
-    for images, targets, index in tqdm(loader, desc="evaluate", leave=False, disable=None):
-        check_size(images.shape[1:3], samples[int(index)].image)
-        labels, loss = predict(images, targets)
-        loss_sum += loss
-        confusion += confusion_matrix(targets.to(labels.device), labels).cpu()
-        if writer:
-            writer.write(samples[int(index)].name, labels[0].to(torch.uint8).cpu().numpy())
+    with guarded(loader):
+        for images, targets, index in tqdm(loader, desc="evaluate", leave=False, disable=processes.hide_bars()):
+            check_size(images.shape[1:3], samples[int(index)].image)
+            labels, loss = predict(images, targets)
+            loss_sum += loss
+            confusion += confusion_matrix(targets.to(labels.device), labels).cpu()
+            if writer:
+                writer.write(samples[int(index)].name, labels[0].to(torch.uint8).cpu().numpy())
+    confusion = processes.add_up(confusion)
+    loss_sum = float(processes.add_up(torch.tensor(loss_sum, dtype=torch.float64)))
     pixels = int(confusion.sum())
     return Scores(confusion.numpy(), loss_sum / pixels if pixels else math.nan)
 

@@ -20,22 +20,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from augment import EpochSampler, Scales, TrainSet, distort_colours
+import processes
+from augment import EpochSampler, Scales, TrainSet
 from backends import torch_network
-from dataset import DataError, Sample, check_samples, find_samples, loader_worker, normalise, train_ids_note
-from deploy import build_model, check_state, initial_model, load_state
+from cache import open_cache
+from dataset import DataError, Sample, check_samples, find_samples, guarded, loader_worker, read_pair, train_ids_note
+from deploy import build_model, check_state, initial_model
 from evaluate import PredictionWriter, Scores, evaluate, official_command, predict_with
-from losses import auxiliary_loss, lovasz_loss, pixel_loss
+from learner import Learner, half_precision, on_device
 from model import FastSCNN
-from optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
 from plots import plot_confusion, plot_curves
-from recipes import RECIPES, parse_args
+from recipes import parse_args
+from resume import compare_settings, load_resumable, previous_path
+from timing import count_parameters_and_macs
 from utils import (
     UserError,
-    choose_device,
-    count_parameters_and_macs,
     keep_freed_memory,
-    load_checkpoint,
     run_cli,
     save_checkpoint,
     writable_folder,
@@ -43,8 +43,6 @@ from utils import (
 )
 
 COLUMNS = ("epoch", "train_loss", "val_loss", "pixel_accuracy", "class_miou", "category_miou", "lr", "images_per_s")
-# A resumed run must agree on these: they decide its result. --epochs does too where the learning rate depends on it.
-SAME_RUN = ("seed", "train_split", "input_scale", "amp", *RECIPES["original"])
 
 
 class Interrupted(Exception):
@@ -52,10 +50,25 @@ class Interrupted(Exception):
 
 
 class Run:
-    """One training run: the network, its optimizer, and the files that make it survive an interruption."""
+    """One training run: the learner, what it learns from, and the files that make it survive an interruption.
 
-    def __init__(self, args: argparse.Namespace, train_samples: list[Sample], val_samples: list[Sample]):
-        self.args, self.val_samples = args, val_samples
+    Args:
+        args: see recipes.py.
+        train_samples: the frames to learn from.
+        val_samples: the frames to score.
+        device: where to compute.
+        state: what an earlier run saved, to go on from.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        train_samples: list[Sample],
+        val_samples: list[Sample],
+        device: torch.device,
+        state: dict | None = None,
+    ):
+        self.args, self.val_samples, self.device = args, val_samples, device
         self.folder = writable_folder(args.output_dir)
         prefix = f"{args.crop_h}_{args.crop_w}"
         self.best_path = self.folder / f"{prefix}_model.pth"
@@ -64,20 +77,13 @@ class Run:
         results = os.environ.get("CITYSCAPES_RESULTS") or self.folder / "results"
         self.writer = PredictionWriter(results, val_samples, self.folder / "results_color")
         self.command = shlex.join(["train.py", *sys.argv[1:]])
-        self.board = open_board(self.folder) if args.tensorboard else None
-        self.device = choose_device(args.device)
-
-        torch.manual_seed(args.seed)
-        self.model = first_model(args)
-        self.model.to(self.device, memory_format=torch.channels_last)
-        groups = parameter_groups(self.model, args.weight_decay, args.decay_all)
-        self.peak_lr = scaled_rate(args.lr, args.batch_size, args.base_batch)
-        self.optimizer = make_optimizer(args.optimizer, groups, self.peak_lr)
-        self.average = make_average(self.model, args.ema) if args.ema else None
+        self.board = open_board(self.folder) if args.tensorboard and processes.is_first() else None
         self.interrupted_by = 0
         self.history: list[dict] = []
         self.best: dict = {"class_miou": -math.inf}
-        self.sampler = EpochSampler(len(train_samples), args.batch_size, args.seed)
+        part = processes.rank(), processes.count()
+        self.sampler = EpochSampler(len(train_samples), args.batch_size, args.seed, part)
+        self.read = open_cache(args.cache, train_samples + val_samples, args.workers).read if args.cache else read_pair
         self.loader = DataLoader(
             TrainSet(
                 train_samples,
@@ -87,37 +93,31 @@ class Run:
                 args.max_class_share,
                 args.class_uniform,
                 args.color_strength,
+                self.read,
             ),
             batch_sampler=self.sampler,
             num_workers=args.workers,
             worker_init_fn=loader_worker,
             persistent_workers=args.workers > 0,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=device.type == "cuda",
+            # The loader draws a number whenever workers are started: out of the generator of dropout, it would make the
+            # result depend on how many there are, and on when a run was resumed.
+            generator=torch.Generator(),
         )
+        torch.manual_seed(args.seed)
+        half = half_precision(device) if args.amp else None
+        self.learner = Learner(args, first_model(args, state), device, args.epochs * len(self.sampler), half)
+        if state:
+            self.learner.load_state_dict(state)
+            self.history, self.best = state["history"], state["best"]
+        elif processes.is_first():
+            for left in self.folder.glob(f".{prefix}_*.tmp"):  # by a run that was killed while it saved
+                left.unlink(missing_ok=True)
 
-    def resume(self, path: str) -> None:
-        """Takes over the state after the last finished epoch of an earlier run.
-
-        Raises:
-            UserError: the file is no such state, or its run had other flags that decide the result.
-        """
-        state = load_checkpoint(path)
-        if not {"model", "optimizer", "history", "best", "args"} <= state.keys():
-            raise UserError(f"--resume: {path} cannot be resumed; expected the {self.last_path.name} of a run")
-        now = {**vars(self.args), "train_frames": self.sampler.length}
-        changed = [
-            f"{name} {state['args'].get(name)} (now {now[name]})"
-            for name in (*SAME_RUN, "train_frames")
-            if state["args"].get(name) != now[name] and not (name == "epochs" and not self.args.power)
-        ]
-        if changed:
-            raise UserError(f"--resume: {path} comes from another run: {', '.join(changed)}; give the same values")
-        check_state(path, state["model"], self.model.state_dict())
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-        self.history, self.best = state["history"], state["best"]
+    @property
+    def settings(self) -> dict:
+        """What a run that goes on from this one has to agree with, or is told that it differs in."""
+        return {**vars(self.args), "train_frames": self.sampler.length, "processes": processes.count()}
 
     def interrupt(self, signum: int, frame: object) -> None:
         """Takes a signal: the run ends after the step, or the validation frame, at hand.
@@ -150,95 +150,63 @@ class Run:
             UserError: the loss is not finite.
         """
         self.sampler.epoch = epoch
-        # Dropout is a function of (seed, epoch) too: a resumed epoch needs no saved random state.
-        torch.manual_seed(self.args.seed + 1_000_003 * epoch)
-        self.model.train()
-        losses, pixels, crops, start = [], [], 0, time.perf_counter()
-        for batch in tqdm(self.loader, desc=f"epoch {epoch}/{self.args.epochs}", leave=False, disable=None):
-            self.check_interrupted()
-            self.set_rate((epoch - 1) * len(self.sampler) + len(losses))
-            loss, valid = self.loss(*batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            if self.average:
-                self.average.update_parameters(self.model)
-            losses.append(loss.detach())
-            pixels.append(valid)
-            crops += len(batch[0])
-            if len(losses) % 50 == 0:  # asking after every step would make a GPU wait
-                self._check_finite(losses, epoch)
-        self._check_finite(losses, epoch)
+        # Dropout is a function of (seed, epoch, process) too: a resumed epoch needs no saved random state.
+        torch.manual_seed(self.args.seed + 1_000_003 * epoch + 7_919 * processes.rank())
+        self.learner.model.train()
+        losses, pixels, start = [], [], time.perf_counter()
+        batches = tqdm(
+            self.loader, desc=f"epoch {epoch}/{self.args.epochs}", leave=False, disable=processes.hide_bars()
+        )
+        with guarded(self.loader):
+            for batch in on_device(batches, self.device):
+                self.check_interrupted()
+                loss, valid = self.learner.step((epoch - 1) * len(self.sampler) + len(losses), *batch)
+                losses.append(loss)
+                pixels.append(valid)
+                if len(losses) % 50 == 0:  # asking after every step would make a GPU wait
+                    self._check_finite(losses, epoch)
+        means = self._check_finite(losses, epoch)
         counts = torch.stack(pixels).cpu().double()  # in this order: MPS has no double precision
-        mean = float((torch.stack(losses).cpu().double() * counts).sum() / counts.sum().clamp(min=1))
-        return mean, crops / (time.perf_counter() - start)
+        mean = float((means * counts).sum() / counts.sum().clamp(min=1))
+        return mean, self.sampler.crops / (time.perf_counter() - start)
 
-    def set_rate(self, step: int) -> None:
-        """Sets the learning rate of a step of the run."""
-        args, steps = self.args, self.args.epochs * len(self.sampler)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, self.peak_lr, args.power, args.warmup_steps, args.min_lr)
-
-    def loss(self, images: Tensor, targets: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the loss of a batch, auxiliary ones included, and the number of pixels that the main one counts."""
-        targets = targets.to(self.device, non_blocking=True).long()
-        images = distort_colours(images.to(self.device, non_blocking=True), colours)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.amp):
-            outputs = self.model(normalise(images))
-        logits, *auxiliary = outputs if isinstance(outputs, list) else [outputs]
-        summed, pixels = pixel_loss(self.args.loss, logits.float(), targets, self.args.label_smoothing)
-        loss = summed / pixels.clamp(min=1)
-        if self.args.lovasz_weight:
-            loss = loss + self.args.lovasz_weight * lovasz_loss(logits.float(), targets)
-        for head in auxiliary:
-            loss = loss + self.args.aux_weight * auxiliary_loss(head.float(), targets)
-        return loss, pixels
-
-    @property
-    def scored(self) -> torch.nn.Module:
-        """The network that is scored and saved: the average of the weights where there is one."""
-        return self.average.module if self.average else self.model
-
-    def _check_finite(self, losses: list[Tensor], epoch: int) -> None:
-        finite = torch.isfinite(torch.stack(losses))
+    def _check_finite(self, losses: list[Tensor], epoch: int) -> Tensor:
+        """Returns the losses of the steps of an epoch so far, means over the processes, in double precision."""
+        means = processes.add_up(torch.stack(losses)).cpu().double() / processes.count()
+        finite = torch.isfinite(means)
         if not finite.all():
             step = int((~finite).nonzero()[0]) + 1
             kept = f"; the last good state is {self.last_path}" if self.last_path.exists() else ""
             raise UserError(
-                f"the loss is not finite at epoch {epoch}, step {step}, lr {self.optimizer.param_groups[0]['lr']:g}: "
+                f"the loss is not finite at epoch {epoch}, step {step}, lr {self.learner.lr:g}: "
                 f"lower the learning rate{kept}"
             )
+        return means
 
     def validate(self, write: bool) -> Scores:
         """Scores the validation frames at their full size, and writes the predictions if asked to."""
-        scored = predict_with(torch_network(self.scored, self.device, "fp32", compiled=False), with_loss=True)
+        processes.follow_first(self.learner.scored)  # each has statistics of its own crops where they are not shared
+        scored = predict_with(torch_network(self.learner.scored, self.device, "fp32", compiled=False), with_loss=True)
 
         def predict(images: Tensor, targets: Tensor) -> tuple[Tensor, float]:
             self.check_interrupted()
             return scored(images, targets)
 
-        return evaluate(predict, self.val_samples, self.args.workers, self.writer if write else None)
+        return evaluate(predict, self.val_samples, self.args.workers, self.writer if write else None, self.read)
 
     def finish_epoch(self, row: dict, scores: Scores) -> None:
         """Records an epoch: the state to go on from, the best weights, the statistics and their pictures."""
         history = [*self.history, row]
         if "epoch" not in self.best or row["class_miou"] > self.best["class_miou"]:
-            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.scored.state_dict().items()}
+            scored = self.learner.scored.state_dict()
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in scored.items()}
             self.best = {"class_miou": row["class_miou"], "epoch": row["epoch"], "model": weights}
-        # The state goes first: it alone is needed to write the others again.
-        save_checkpoint(
-            self.last_path,
-            {
-                "model": self.model.state_dict(),
-                "metadata": self.metadata(row),
-                "average": self.average.state_dict() if self.average else None,
-                "optimizer": self.optimizer.state_dict(),
-                "history": history,
-                "best": self.best,
-                "args": {**vars(self.args), "train_frames": self.sampler.length},
-            },
-        )
         self.history = history
+        if not processes.is_first():
+            return
+        # The state goes first: it alone is needed to write the others again.
+        state = {"metadata": self.metadata(row), "history": history, "best": self.best, "args": self.settings}
+        save_checkpoint(self.last_path, {**self.learner.state_dict(), **state}, previous_path(self.last_path))
         self.write_results()
         plot_confusion(self.folder / "confusion.png", scores.confusion, f"epoch {row['epoch']}, validation")
         if self.board:
@@ -257,8 +225,8 @@ class Run:
         """What a weight file says of itself, in plain values."""
         return {
             "network": "Fast-SCNN",
-            "align_corners": self.model.align_corners,
-            "input_scale": self.model.input_scale,
+            "align_corners": self.learner.model.align_corners,
+            "input_scale": self.learner.model.input_scale,
             "train_split": self.args.train_split,
             "epoch": row["epoch"],
             "class_miou": row["class_miou"],
@@ -269,7 +237,8 @@ class Run:
     def fit(self) -> Scores:
         """Trains to the last epoch; returns the scores of the best weights, whose predictions are then on disk."""
         epochs = range(1, self.args.epochs + 1)
-        for epoch in tqdm(epochs[self.epoch :], "run", len(epochs), initial=self.epoch, unit="epoch", disable=None):
+        bars = {"unit": "epoch", "disable": processes.hide_bars()}
+        for epoch in tqdm(epochs[self.epoch :], "run", len(epochs), initial=self.epoch, **bars):
             train_loss, images_per_s = self.train_epoch(epoch)
             scores = self.validate(write=epoch % self.args.save_step == 0)
             row = {
@@ -279,7 +248,7 @@ class Run:
                 "pixel_accuracy": scores.pixel_accuracy,
                 "class_miou": scores.class_miou,
                 "category_miou": scores.category_miou,
-                "lr": self.optimizer.param_groups[0]["lr"],
+                "lr": self.learner.lr,
                 "images_per_s": images_per_s,
             }
             self.finish_epoch(row, scores)
@@ -289,15 +258,16 @@ class Run:
                 f"category mIoU {100 * scores.category_miou:.2f} %  {images_per_s:.1f} images/s"
             )
             sys.stdout.flush()
-        self.scored.load_state_dict(self.best["model"])
+        self.learner.scored.load_state_dict(self.best["model"])
         return self.validate(write=True)
 
 
-def first_model(args: argparse.Namespace) -> FastSCNN:
+def first_model(args: argparse.Namespace, state: dict | None) -> FastSCNN:
     """Returns the network that a run begins with; a resumed one still lacks its weights."""
     aux = args.aux_weight > 0
-    if args.resume:
-        model = build_model(*load_state(args.resume), aux)  # align_corners may come from the first run's init_weights
+    if state:
+        model = build_model(state["model"], state["metadata"], aux)  # align_corners may come from init_weights
+        check_state(args.resume, state["model"], model.state_dict())
     elif args.init_weights:
         model = initial_model(args.init_weights, aux, args.reset_head)
     else:
@@ -323,46 +293,59 @@ def print_start(run: Run, train_samples: Sequence[Sample]) -> None:
     """Prints what is about to be trained, on what, and from which data."""
     args, device = run.args, run.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    parameters, macs = count_parameters_and_macs(run.model, args.crop_h, args.crop_w)
+    name = f"{processes.count()} processes, each {name}" if processes.count() > 1 else name
+    parameters, macs = count_parameters_and_macs(run.learner.model, args.crop_h, args.crop_w)
     note = train_ids_note([*train_samples, *run.val_samples])
     if note:
         print(note)
-    print(f"device {device} ({name}), torch {torch.__version__}")
+    precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16, gradients scaled"}[run.learner.half]
+    print(f"device {device} ({name}), {precision}, torch {torch.__version__}")
+    if args.amp and run.learner.half is None:
+        print(
+            "--amp changes nothing: this processor has no instructions for bf16, without which it is slower than fp32"
+        )
     print(f"Fast-SCNN: {parameters:,} parameters, {macs / 1e9:.2f} G MACs at {args.crop_h}x{args.crop_w} (thop)")
     print(
         f"{run.sampler.length} training and {len(run.val_samples)} validation frames; total batch {args.batch_size}, "
         f"{len(run.sampler)} steps per epoch, {args.epochs} epochs, {args.epochs * len(run.sampler)} steps"
     )
     print(
-        f"recipe {args.recipe}: {args.optimizer}, lr {run.peak_lr:g}, {args.loss}, seed {args.seed}",
+        f"recipe {args.recipe}: {args.optimizer}, lr {run.learner.peak_lr:g}, {args.loss}, seed {args.seed}",
         flush=True,
     )
 
 
-def main() -> int:
-    """Trains, or goes on training, and prints how to score the result officially."""
-    args = parse_args()
-    keep_freed_memory()
+def train(args: argparse.Namespace, device: torch.device) -> int:
+    """Trains, or goes on training, and prints how to score the result officially; returns the exit status."""
+    if args.batch_size % processes.count() or args.batch_size < 2 * processes.count():
+        raise UserError(
+            f"--batch_size {args.batch_size} cannot be dealt out to {processes.count()} processes; expected a "
+            f"multiple of {processes.count()}, with two crops for each at least"
+        )
     train_samples, val_samples = find_samples(args.data_path, "train"), find_samples(args.data_path, "val")
     if args.train_split == "train+val":
         train_samples = train_samples + val_samples
         print("training on train+val: the validation scores below are on frames seen in training")
     check_samples(train_samples)
     check_samples(val_samples)
-    run = Run(args, train_samples, val_samples)
-    if args.resume:
-        run.resume(args.resume)
+    state = load_resumable(args.resume) if args.resume else None
+    run = Run(args, train_samples, val_samples, device, state)
+    if state:
+        compare_settings(args.resume, state["args"], run.settings)
     print_start(run, train_samples)
-    if run.epoch:
+    if run.epoch and processes.is_first():
         print(f"resumed after epoch {run.epoch} of {args.resume}", flush=True)
         run.write_results()
     signal.signal(signal.SIGINT, run.interrupt)
     signal.signal(signal.SIGTERM, run.interrupt)
     try:
         scores = run.fit()
-    except Interrupted:
+    except (Interrupted, RuntimeError) as error:
+        if not run.interrupted_by:  # a RuntimeError also comes of another process that was interrupted first
+            raise
         how = f"epoch {run.epoch} is kept: go on with --resume {run.last_path}" if run.epoch else "nothing was finished"
-        print(f"\ninterrupted; {how}", file=sys.stderr)
+        if processes.is_first() or not isinstance(error, Interrupted):
+            print(f"\ninterrupted; {how}", file=sys.stderr)
         return 128 + run.interrupted_by
     print(f"\nbest weights: epoch {run.best['epoch']}, {run.best_path}")
     print(scores.table())
@@ -370,6 +353,14 @@ def main() -> int:
     print("official evaluation:")
     print(official_command(args.data_path, run.writer.folder, run.folder))
     return 0
+
+
+def main() -> int:
+    """Trains, alone or as one of several processes."""
+    args = parse_args()
+    keep_freed_memory()
+    with processes.joined(args.device) as device:
+        return train(args, device)
 
 
 if __name__ == "__main__":

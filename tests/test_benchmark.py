@@ -10,7 +10,8 @@ import torch
 from conftest import assert_user_error, random_frame, run_script, write_frame
 
 import dataset
-from augment import crop_image, crop_label, place_crop
+import training_speed
+from augment import TrainSet, crop_image, crop_label, place_crop
 from benchmark import size_row
 from dataset import find_samples, normalise, read_pair
 from deploy import load_model, load_network
@@ -38,6 +39,22 @@ def test_both_sides_make_the_same_sample(tmp_path) -> None:
         np.testing.assert_array_equal(known | (our_label == 255), True)
         normal = ((ours / 255 - dataset.MEAN) / dataset.STD).transpose(2, 0, 1)
         assert np.abs(normal - picture)[:, known].max() < 1.01 / 255 / min(dataset.STD)
+
+
+def test_both_sides_draw_the_same_crops(frames, monkeypatch) -> None:
+    """A baseline that has larger scales than ours is slower for no fault of its order of work."""
+    monkeypatch.setattr(training_speed, "CROP", (32, 64))
+    samples = find_samples(frames, "train")
+    ours = TrainSet(samples, (32, 64), training_speed.SEED, training_speed.SCALES)
+    original = training_speed.OriginalSet(samples)
+    keys = training_speed.crop_keys(len(samples), 14)
+    for key in keys:
+        known = original[key][1] != 255
+        normal = dataset.normalise(ours[key][0][None])[0]
+        assert (normal - original[key][0])[:, known].abs().max() < 1.01 / 255 / min(dataset.STD)
+    scales = [training_speed.SCALES.draw(np.random.default_rng((training_speed.SEED, *key))) for key in keys]
+    assert sorted(scales) == sorted(training_speed.SCALES.values * 2)
+    assert {index for _, index in keys} == {0, 1, 2}
 
 
 def test_sides_alternate_after_a_warm_up() -> None:
@@ -103,10 +120,13 @@ def test_macs_are_multiply_adds() -> None:
 
 def test_command_line_prints_both_sides(frames, tmp_path) -> None:
     """A row without its baseline, or a file without the promised keys."""
-    flags = ["--data_path", frames, "--repeats", 3, "--json", tmp_path / "rows.json", "--train"]
+    flags = ["--data_path", frames, "--repeats", 3, "--json", tmp_path / "rows.json", "--train", "--quick"]
     result = run_script("benchmark.py", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert all(words in result.stdout for words in ("original's order", "times faster", "samples/s"))
-    (row,) = json.loads((tmp_path / "rows.json").read_text())
-    assert row.keys() >= KEYS | {"images_per_s", "baseline_images_per_s"}
+    assert all(words in result.stdout for words in ("original's order", "times faster", "images/s"))
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) == 2 + 6 + 1 + 2 == len({row["name"] for row in rows})  # samples, loaders, a step, loops
+    for row in rows:
+        assert row.keys() >= KEYS | {"images_per_s", "baseline_images_per_s"}
+        assert row["ratio"] == pytest.approx(row["images_per_s"] / row["baseline_images_per_s"])
     assert_user_error(run_script("benchmark.py", "--repeats", 1, cwd=tmp_path), "--repeats is 1")

@@ -10,18 +10,31 @@ import re
 import pytest
 from conftest import ROOT
 
-GROUND = {"model", "label_head", "dataset", "utils", "scenery", "timing"}
+GROUND = {"model", "label_head", "folding", "dataset", "utils", "scenery", "timing"}
 LAYERS = [
     GROUND,
-    {"synthetic", "backends", "augment", "losses", "optim", "plots", "drawing", "pipeline", "video"},
-    {"export"},
+    {"cache"},
+    {
+        "synthetic",
+        "backends",
+        "augment",
+        "losses",
+        "optim",
+        "plots",
+        "drawing",
+        "pipeline",
+        "video",
+        "processes",
+        "gpu_network",
+    },
+    {"export", "gpu_speed"},
     {"deploy"},
-    {"evaluate", "recipes", "sources"},
-    {"inference_speed", "training_speed"},
+    {"evaluate", "recipes", "sources", "learner"},
+    {"inference_speed", "training_speed", "resume"},
     {"train", "viewer", "benchmark"},
 ]
 FILES = sorted(path.stem for path in ROOT.glob("*.py"))
-SCRIPTS = ["train", "evaluate", "deploy", "viewer", "synthetic", "benchmark"]
+SCRIPTS = ["train", "evaluate", "deploy", "viewer", "synthetic", "benchmark", "gpu_speed"]
 
 
 def imported(name: str) -> set[str]:

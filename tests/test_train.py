@@ -239,8 +239,8 @@ def test_loss_that_is_not_finite_stops_with_its_place(frames, tmp_path) -> None:
     """A NaN that trains on for hours and overwrites the last good state."""
     flags = [*map(str, FLAGS), "--data_path", str(frames), "--output_dir", str(tmp_path)]
     args = parse_args(flags)
-    run = Run(args, find_samples(frames, "train") * 4, find_samples(frames, "val"))
-    run.peak_lr = math.inf
+    run = Run(args, find_samples(frames, "train") * 4, find_samples(frames, "val"), torch.device("cpu"))
+    run.learner.peak_lr = math.inf
     with pytest.raises(UserError, match=r"epoch 1, step 2, lr inf"):
         run.train_epoch(1)
     assert not run.last_path.exists()
