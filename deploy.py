@@ -279,11 +279,13 @@ def main() -> int:
     # Of a dynamic file, two sizes are not the one it was traced at.
     sizes = [(256, 512), (360, 480), (333, 417)] if args.dynamic else [size]
 
+    def scaled(height: int, width: int) -> list[np.ndarray]:
+        return [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA) for picture in pictures]
+
     def check(network: Network) -> None:
         least = AGREEMENT[args.precision]
         for height, width in sizes:
-            scaled = [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA) for picture in pictures]
-            share = agreement(model, network, scaled)
+            share = agreement(model, network, scaled(height, width))
             print(
                 f"{height}x{width}: {100 * share:.3f} % of the pixels have PyTorch's label (at least {100 * least:g} %)"
             )
@@ -293,7 +295,9 @@ def main() -> int:
                     f"{100 * least:g} %: nothing was written; take another precision"
                 )
 
-    export(model, describe(model, source, args.precision, size), output, args.format, pictures, check)
+    # Calibration has to run what is exported: a graph of a fixed size takes no other.
+    calibration = scaled(*size) if size else pictures
+    export(model, describe(model, source, args.precision, size), output, args.format, calibration, check)
     files = [output, output.with_suffix(".bin")] if args.format == "openvino" else [output]
     print(f"{', '.join(map(str, files))}: {args.precision}, {'any size' if args.dynamic else f'{size[0]}x{size[1]}'}")
     return 0

@@ -293,6 +293,9 @@ def test_command_line_exports_what_evaluate_and_viewer_read(frames, tmp_path) ->
     result = run_script("deploy.py", *run, "--pictures", tmp_path / "pictures", "--output", output, cwd=tmp_path)
     assert result.returncode in (0, 2), result.stderr  # drawn scenes are not what it was trained on
     assert result.stdout.count("of the pixels have") >= 1 or "agrees with PyTorch" in result.stderr
+    fixed = [*run[:-1], "--height", 96, "--width", 160, "--pictures", tmp_path / "pictures", "--output", output]
+    result = run_script("deploy.py", *fixed, cwd=tmp_path)  # a graph of a fixed size is calibrated at that size
+    assert result.returncode in (0, 2) and "96x160: " in result.stdout, result.stderr
     plain = run_script("deploy.py", *run[:4], "--dynamic", "--output", output, cwd=tmp_path)
     assert plain.returncode == 0, plain.stderr
     assert plain.stdout.count("100.000 % of the pixels have") == 3
