@@ -120,9 +120,13 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
             loader = DataLoader(
                 data, batch_size=None, num_workers=workers, worker_init_fn=loader_worker, collate_fn=_as_it_is
             )
-            with guarded(loader):
-                for name, frame in tqdm(loader, f"cache {folder}", disable=None, unit="frame", leave=False):
-                    frames[name] = frame
+            try:
+                with guarded(loader):
+                    for name, frame in tqdm(loader, f"cache {folder}", disable=None, unit="frame", leave=False):
+                        frames[name] = frame
+            except KeyboardInterrupt:
+                print(f"\ncache {folder} is unfinished; start again to go on with it", file=sys.stderr)
+                raise
             _save_index(folder, root, frames)
     return Cache(folder, root, {name: frames[name] for name in by_name})
 

@@ -6,6 +6,7 @@ python evaluate.py --model_weight 1024_2048_model.pth --split val --json scores.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -192,12 +193,16 @@ class PredictionWriter:
         """The file of a frame's prediction."""
         return self.folder / f"{name}_pred_labelIds.png"
 
-    def write(self, name: str, train_ids: np.ndarray) -> None:
-        """Writes one prediction, (H, W) uint8 train ids, over an earlier one."""
-        write_file(self.path(name), encode_png(TRAIN_ID_TO_ID[train_ids]))
+    def encode(self, name: str, train_ids: np.ndarray) -> tuple[str, bytes, bytes]:
+        """Returns what `write` wants of one prediction, (H, W) uint8 train ids: any process may do this part."""
+        color = cv2.cvtColor(PALETTE[train_ids], cv2.COLOR_RGB2BGR) if self.color_folder else None
+        return name, encode_png(TRAIN_ID_TO_ID[train_ids]), b"" if color is None else encode_png(color)
+
+    def write(self, name: str, label_ids: bytes, color: bytes) -> None:
+        """Writes one prediction over an earlier one."""
+        write_file(self.path(name), label_ids)
         if self.color_folder:
-            picture = cv2.cvtColor(PALETTE[train_ids], cv2.COLOR_RGB2BGR)
-            write_file(self.color_folder / f"color_{name}.png", encode_png(picture))
+            write_file(self.color_folder / f"color_{name}.png", color)
 
 
 def encode_png(picture: np.ndarray) -> bytes:
@@ -236,7 +241,8 @@ def evaluate(
 ) -> Scores:
     """Predicts every frame at its full size and scores the predictions: the one path to every reported number.
 
-    Of several processes each takes its share of the frames, none twice; all get the scores of the whole.
+    Of several processes each takes its share of the frames, none twice; all get the scores of the whole, and the first
+    writes the predictions of all.
 
     Args:
         predict: see predict_with.
@@ -251,7 +257,7 @@ def evaluate(
     samples = samples[processes.rank() :: processes.count()]
     loader = DataLoader(FrameSet(samples, read), num_workers=workers, worker_init_fn=loader_worker)
     confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
-    loss_sum = 0.0
+    loss_sum, left = 0.0, []
     with guarded(loader):
         for images, targets, index in tqdm(loader, desc="evaluate", leave=False, disable=processes.hide_bars()):
             check_size(images.shape[1:3], samples[int(index)].image)
@@ -259,7 +265,14 @@ def evaluate(
             loss_sum += loss
             confusion += confusion_matrix(targets.to(labels.device), labels).cpu()
             if writer:
-                writer.write(samples[int(index)].name, labels[0].to(torch.uint8).cpu().numpy())
+                encoded = writer.encode(samples[int(index)].name, labels[0].to(torch.uint8).cpu().numpy())
+                if processes.is_first():
+                    writer.write(*encoded)
+                else:
+                    left.append(encoded)
+    if writer:
+        for encoded in itertools.chain.from_iterable(processes.at_first(left)):
+            writer.write(*encoded)
     confusion = processes.add_up(confusion)
     loss_sum = float(processes.add_up(torch.tensor(loss_sum, dtype=torch.float64)))
     pixels = int(confusion.sum())

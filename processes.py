@@ -107,6 +107,19 @@ def add_up(tensor: Tensor) -> Tensor:
     return total
 
 
+def at_first(own: object) -> list:
+    """Returns what every process gave, in the order of the processes; for all but the first, nothing.
+
+    Args:
+        own: anything that can be pickled.
+    """
+    if count() == 1:
+        return [own]
+    gathered = [None] * count() if is_first() else None
+    dist.gather_object(own, gathered)
+    return gathered or []
+
+
 def follow_first(module: nn.Module) -> None:
     """Gives every process the first one's weights and statistics."""
     if count() > 1:

@@ -11,6 +11,7 @@ import ctypes
 import io
 import os
 import pickle
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -36,6 +37,9 @@ def run_cli(main: Callable[[], int | None], *user_errors: type[Exception]) -> No
     except (UserError, *user_errors) as error:
         print(f"error: {_message(error)}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader went away (`train.py | head`): not worth a traceback, but not a success either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

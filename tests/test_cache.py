@@ -114,10 +114,12 @@ def start_build(data: Path, folder: Path, workers: int) -> subprocess.Popen:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import numpy as np\n"
-        "from cache import open_cache; from dataset import find_samples, read_pair\n"
-        "samples = find_samples(sys.argv[2], 'train')\n"
-        "opened = open_cache(sys.argv[3], samples, int(sys.argv[4]))\n"
-        "print('equal', all(np.array_equal(opened.read(s)[i], read_pair(s)[i]) for s in samples for i in (0, 1)))\n"
+        "from cache import open_cache; from dataset import find_samples, read_pair; from utils import run_cli\n"
+        "def main():\n"
+        "    samples = find_samples(sys.argv[2], 'train')\n"
+        "    opened = open_cache(sys.argv[3], samples, int(sys.argv[4]))\n"
+        "    print('equal', all(np.array_equal(opened.read(s)[i], read_pair(s)[i]) for s in samples for i in (0, 1)))\n"
+        "run_cli(main)\n"
     )
     command = [sys.executable, "-c", code, str(ROOT), str(data), str(folder), str(workers)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -132,14 +134,30 @@ def many(tmp_path) -> Path:
     return tmp_path / "data"
 
 
+def stop_build(data: Path, folder: Path, workers: int, signum: int) -> tuple[int, str]:
+    """Ends a build in its middle; returns its exit status and what it said on stderr."""
+    process, deadline = start_build(data, folder, workers), time.monotonic() + 120
+    while len(frame_files(folder)) < 5 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupted_build_says_what_to_do(many, tmp_path, workers) -> None:
+    """Ctrl-C in the first minutes of a run: pages of tracebacks, from every worker."""
+    status, errors = stop_build(many, tmp_path / "cache", workers, signal.SIGINT)
+    assert status == 130 and len(frame_files(tmp_path / "cache")) < 40
+    said = [line for line in errors.splitlines() if line]
+    assert said == [f"cache {tmp_path / 'cache'} is unfinished; start again to go on with it", "interrupted"]
+    assert "equal True" in start_build(many, tmp_path / "cache", workers).communicate(timeout=120)[0]
+
+
 def test_a_build_that_was_killed_goes_on_where_it_was(many, tmp_path) -> None:
     """A cache that is half there and taken for whole, or 27 GiB that are written again from the start."""
     folder = tmp_path / "cache"
-    process, deadline = start_build(many, folder, 2), time.monotonic() + 120
-    while len(frame_files(folder)) < 5 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    stop_build(many, folder, 2, signal.SIGKILL)
     before = {path: path.stat().st_mtime_ns for path in frame_files(folder)}
     assert 5 <= len(before) < 40, "the build was over before the signal came"
     (folder / "leftImg8bit/train/a/.left.1.tmp").write_bytes(b"half")

@@ -132,7 +132,7 @@ def test_second_prediction_of_a_frame_is_refused(tmp_path) -> None:
         PredictionWriter(tmp_path / "results", samples)
     stale.unlink()
     writer = PredictionWriter(tmp_path / "results", samples, tmp_path / "results")
-    writer.write("a_000000_000000", np.zeros((4, 4), np.uint8))
+    writer.write(*writer.encode("a_000000_000000", np.zeros((4, 4), np.uint8)))
     PredictionWriter(tmp_path / "results", samples, tmp_path / "results")  # our own two do not disturb
 
 

@@ -19,7 +19,7 @@ from test_train import FLAGS, assert_same_weights, read_csv, without_time
 from backends import torch_network
 from dataset import find_samples
 from deploy import load_model
-from evaluate import evaluate, predict_with
+from evaluate import PredictionWriter, evaluate, predict_with
 from learner import Learner
 from model import FastSCNN
 from recipes import parse_args
@@ -103,10 +103,17 @@ def gradients(part: slice) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in learner.model.named_parameters()}
 
 
-def scored(weights: Path, frames: Path) -> np.ndarray:
-    """The confusion matrix of the train split, which three processes cannot share evenly."""
+def scored(weights: Path, frames: Path, results: Path) -> np.ndarray:
+    """The confusion matrix of the train split, which two processes cannot share evenly; predictions are written."""
     network = torch_network(load_model(weights)[0], torch.device("cpu"), "fp32", compiled=False)
-    return evaluate(predict_with(network, with_loss=True), find_samples(frames, "train")).confusion
+    samples = find_samples(frames, "train")
+    writer = PredictionWriter(results / "ids", samples, results / "color")
+    return evaluate(predict_with(network, with_loss=True), samples, writer=writer).confusion
+
+
+def files_below(folder: Path) -> dict[Path, bytes]:
+    """Every file and its content."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path) -> None:
@@ -127,17 +134,22 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path) -> No
             assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-def test_shared_validation_counts_every_frame_once(frames, weights, tmp_path) -> None:
-    """Shards that are padded to equal lengths count frames twice."""
+def test_shared_validation_counts_every_frame_once_and_one_process_writes(frames, weights, tmp_path) -> None:
+    """Shards that are padded to equal lengths count frames twice; predictions end up on the disk of another machine."""
     program = (
-        "import sys, numpy, processes, test_processes\n"
+        "import sys, pathlib, numpy, processes, test_processes\n"
         "with processes.joined('cpu'):\n"
-        "    numpy.save(f'{processes.rank()}.npy', test_processes.scored(sys.argv[1], sys.argv[2]))\n"
+        "    number = processes.rank()\n"
+        "    found = test_processes.scored(sys.argv[1], sys.argv[2], pathlib.Path(f'machine{number}'))\n"
+        "    numpy.save(f'{number}.npy', found)\n"
     )
     for status, _, errors in finish(start(2, ["-c", program, str(weights), str(frames)], tmp_path)):
         assert status == 0, errors
-    expected = scored(weights, frames)
+    expected = scored(weights, frames, tmp_path / "alone")
     assert expected.sum() > 3000
+    written = files_below(tmp_path / "alone")
+    assert len(written) == 6 and files_below(tmp_path / "machine0") == written
+    assert not files_below(tmp_path / "machine1")
     for number in range(2):
         assert np.array_equal(np.load(tmp_path / f"{number}.npy"), expected)
 

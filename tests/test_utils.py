@@ -17,6 +17,7 @@ from utils import (
     _message,
     choose_device,
     load_checkpoint,
+    run_cli,
     save_checkpoint,
     writable_folder,
     write_csv,
@@ -52,6 +53,17 @@ def test_interrupted_write_leaves_the_previous_file(tmp_path, monkeypatch) -> No
     with pytest.raises(KeyboardInterrupt):
         write_file(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_ctrl_c_is_one_line_and_the_shells_status(capsys) -> None:
+    """A traceback for a key that was pressed on purpose; a script around it that takes it for a success."""
+
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_cli(main)
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 def test_folder_below_a_file_cannot_be_written(tmp_path) -> None:
