@@ -20,7 +20,7 @@ from dataset import CLASSES, MEAN, STD, normalise
 from folding import DTYPES, fold
 from label_head import labels_from_logits
 from model import FastSCNN
-from utils import UserError
+from utils import UserError, cpu_has_bf16
 
 PRECISIONS = {
     "torch": ("fp32", "bf16", "fp16"),
@@ -220,10 +220,11 @@ def openvino_network(path: str | Path, precision: str | None = None) -> tuple[Ne
     check_precision("openvino", precision)
     if (precision == "int8") != (metadata["precision"] == "int8"):
         raise UserError(f"{path} is of {metadata['precision']}, asked for {precision}: export it with that precision")
+    rest = "bf16" if cpu_has_bf16() else "f32"  # of the layers that int8 leaves as they are
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp16": "f16"}.get(precision, "f32"),
+        "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp16": "f16", "int8": rest}.get(precision, "f32"),
     }
 
     @functools.lru_cache(SIZES_KEPT)

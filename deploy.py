@@ -295,9 +295,7 @@ def main() -> int:
                     f"{100 * least:g} %: nothing was written; take another precision"
                 )
 
-    # Calibration has to run what is exported: a graph of a fixed size takes no other.
-    calibration = scaled(*size) if size else pictures
-    export(model, describe(model, source, args.precision, size), output, args.format, calibration, check)
+    export(model, describe(model, source, args.precision, size), output, args.format, pictures, check)
     files = [output, output.with_suffix(".bin")] if args.format == "openvino" else [output]
     print(f"{', '.join(map(str, files))}: {args.precision}, {'any size' if args.dynamic else f'{size[0]}x{size[1]}'}")
     return 0

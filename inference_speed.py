@@ -18,7 +18,7 @@ from export import FORMATS, export, write_onnx
 from label_head import labels_from_logits, mixed_share
 from model import FastSCNN
 from timing import alternate, compare, peak_in_fresh_process
-from utils import UserError
+from utils import UserError, cpu_has_bf16
 
 BASELINE = ("eager NCHW, interpolate + argmax", "fp32")
 
@@ -51,6 +51,9 @@ def open_networks(
         for precision in precisions:
             if backend.startswith("torch") and precision == "fp16":
                 continue  # a CPU computes it far slower than float32
+            if backend.startswith("torch") and precision == "bf16" and not cpu_has_bf16():
+                missing.append(f"{backend} bf16: not run (this processor has no instructions for it: slower than fp32)")
+                continue
             if quick and (backend == "torch-compile" or precision in ("int8", "fp16")):
                 continue
             try:

@@ -15,6 +15,7 @@ from dataset import normalise
 from losses import auxiliary_loss, lovasz_loss, upsampled_loss
 from model import FastSCNN
 from optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
+from utils import cpu_has_bf16
 
 
 class Heads(nn.Module):
@@ -146,7 +147,7 @@ def half_precision(device: torch.device) -> torch.dtype | None:
     Such a CPU can compute in bf16, but a step takes several times as long as in float32.
     """
     if device.type == "cpu":
-        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
+        return torch.bfloat16 if cpu_has_bf16() else None
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float16

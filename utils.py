@@ -11,6 +11,7 @@ import ctypes
 import io
 import os
 import pickle
+import platform
 import signal
 import sys
 import tempfile
@@ -70,6 +71,14 @@ def choose_device(name: str = "auto") -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used ({reason}); expected auto, cpu, cuda, cuda:N or mps") from None
     return device
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor has instructions for bf16. Without, PyTorch and OpenVINO compute in it, but slower than in
+    float32."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported()  # mkldnn's own answer is yes for any AVX-512
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def keep_freed_memory() -> None:
