@@ -47,7 +47,9 @@ def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
     loss.legend()
-    score.legend()
+    low, high = score.get_ylim()
+    score.set_ylim(low, high + (high - low) / 8)  # the curves may run anywhere: the legend gets a place above them
+    score.legend(loc="upper center", ncols=3, fontsize=8)
     figure.suptitle(textwrap.fill(title, 180, break_on_hyphens=False), fontsize=9)
     _save(figure, path)
 
