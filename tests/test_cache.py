@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -122,7 +123,9 @@ def start_build(data: Path, folder: Path, workers: int) -> subprocess.Popen:
         "run_cli(main)\n"
     )
     command = [sys.executable, "-c", code, str(ROOT), str(data), str(folder), str(workers)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell that starts a job in the background has it ignore Ctrl-C, and the tests with it; a user's run does not.
+    attend = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=attend)
 
 
 @pytest.fixture
