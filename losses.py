@@ -5,6 +5,7 @@ Pixels of IGNORE_INDEX count nowhere; where all pixels are ignored the sum is ze
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -17,6 +18,7 @@ LOSSES = ("cross_entropy", "bce", "ohem")
 OHEM_PROBABILITY = 0.7  # Source: arXiv 1604.03540's idea with the threshold that mmsegmentation's OHEM sampler has
 EVERY_FOURTH = slice(2, None, 4)  # in both directions: the pixel nearest to the middle of each 4x4 block
 OHEM_LEAST_SHARE = 1 / 16  # of the pixels are kept, however easy they are
+PIXELS_AT_ONCE = 32768  # whose class scores stay in the processor's cache
 
 
 def pixel_loss(name: str, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -48,7 +50,8 @@ def upsampled_loss(
     """Returns pixel_loss of logits that are enlarged to the targets' size, one picture at a time.
 
     The enlarged logits of 12 crops of 1024x2048 take 1.9 GB, and their gradients as much again. Here those of one
-    picture exist at once; the gradient is computed on the way, so that backward() has nothing left to do.
+    picture exist at once; the gradient is computed on the way, so that backward() has nothing left to do. The
+    cross-entropy on a CPU takes a few rows of them at a time, see enlarged_cross_entropy.
 
     Args:
         name: as for pixel_loss.
@@ -65,6 +68,12 @@ class _ByPicture(torch.autograd.Function):
     def forward(ctx, logits: Tensor, targets: Tensor, name: str, label_smoothing: float, align_corners: bool):
         sums, counts, gradients = [], [], []
         for small, target in zip(logits.detach().split(1), targets.split(1), strict=True):
+            if name == "cross_entropy" and small.is_cpu:
+                summed, gradient = enlarged_cross_entropy(small[0], target[0], label_smoothing, align_corners)
+                sums.append(summed)
+                counts.append((target != IGNORE_INDEX).sum())
+                gradients.append(gradient[None])
+                continue
             with torch.enable_grad():
                 small = small.float().requires_grad_()
                 full = F.interpolate(small, target.shape[-2:], mode="bilinear", align_corners=align_corners)
@@ -81,6 +90,56 @@ class _ByPicture(torch.autograd.Function):
     def backward(ctx, gradient: Tensor, _: Tensor):
         (gradients,) = ctx.saved_tensors
         return gradients * gradient, None, None, None, None
+
+
+def enlarged_cross_entropy(
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, align_corners: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Returns the summed cross-entropy of one picture's enlarged logits, and its gradient with respect to the logits.
+
+    Bilinear enlargement is two matrix products, and so is its transpose; between them a few rows of pixels at a time go
+    through softmax while they are in the processor's cache. PyTorch's own operators go through memory ten times.
+
+    Args:
+        logits: (K, h, w).
+        targets: (H, W) int64 train ids.
+        label_smoothing: as for pixel_loss.
+        align_corners: as for interpolate.
+
+    Returns:
+        A number, and (K, h, w) float32.
+    """
+    (classes, height, width), size = logits.shape, targets.shape
+    rows, columns = (_enlarging(*axis, align_corners) for axis in zip((height, width), size, strict=True))
+    wide = (logits.float().reshape(-1, width) @ columns.T).view(classes, height, -1)
+    gradient, total = torch.zeros_like(wide), wide.new_zeros(())
+    step = max(1, PIXELS_AT_ONCE // size[1])
+    for weights, target in zip(rows.split(step), targets.split(step), strict=True):
+        used = weights.any(0).nonzero()
+        part = slice(int(used[0]), int(used[-1]) + 1)
+        weights = weights[:, part]
+        scores = weights @ wide[:, part]  # (K, step, W)
+        valid = target != IGNORE_INDEX
+        own = target.where(valid, 0)[None]
+        highest = scores.amax(0)
+        loss = highest - (1 - label_smoothing) * scores.gather(0, own)[0]
+        if label_smoothing:
+            loss -= label_smoothing * scores.mean(0)
+        scores.sub_(highest).exp_()
+        summed = scores.sum(0)
+        total += ((loss + summed.log()) * valid).sum()
+        scores.mul_(valid / summed)  # softmax; less the probabilities that it should have, it is the gradient
+        if label_smoothing:
+            scores.sub_(label_smoothing / classes * valid)
+        scores.scatter_add_(0, own, (label_smoothing - 1) * valid[None])
+        gradient[:, part] += weights.T @ scores
+    return total, (gradient.view(-1, size[1]) @ columns).view(logits.shape)
+
+
+@functools.lru_cache(32)
+def _enlarging(length: int, size: int, align_corners: bool) -> Tensor:
+    """Returns the (size, length) matrix of linear interpolation along one axis."""
+    return F.interpolate(torch.eye(length)[None], size, mode="linear", align_corners=align_corners)[0].T.contiguous()
 
 
 def _sparse(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
