@@ -196,6 +196,8 @@ class TrainSet(Dataset):
         class_uniform: share of the samples that are centred on a pixel of a class drawn evenly from those of the
             frame, so that rare classes are seen more often.
         color_strength: see draw_colours.
+        class_mix: share of the crops onto which half of the classes of another frame's crop are pasted, where they are.
+            Source: arXiv 2007.07936, section 3.1, here with labels.
         read: where frames come from; crops are the same from any place that gives the same frames.
     """
 
@@ -208,35 +210,38 @@ class TrainSet(Dataset):
         max_class_share: float = 1.0,
         class_uniform: float = 0.0,
         color_strength: float = 0.0,
+        class_mix: float = 0.0,
         read: Read = read_pair,
     ):
         self.samples, self.size, self.seed, self.scales = list(samples), size, seed, scales
         self.max_class_share, self.class_uniform, self.color_strength = max_class_share, class_uniform, color_strength
-        self.read, self.log = read, ReadLog()
+        self.class_mix, self.read, self.log = class_mix, read, ReadLog()
         self._classes: dict[int, np.ndarray] = {}  # of the frames that were counted: the pass over a label takes 2 ms
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        with self.log.reading(key[1]):
-            return self._draw(*key)
+        rng = np.random.default_rng((self.seed, *key))
+        image, target = self._draw(key[1], rng)
+        if self.class_mix > 0 and rng.random() < self.class_mix:
+            paste_classes(image, target, *self._draw(int(rng.integers(len(self))), rng), rng)
+        return torch.from_numpy(image), torch.from_numpy(target), draw_colours(rng, self.color_strength)
 
-    def _draw(self, epoch: int, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        rng = np.random.default_rng((self.seed, epoch, index))
-        image, label = self.read(self.samples[index])
-        present = None
-        if self.class_uniform > 0 and rng.random() < self.class_uniform:
-            if index not in self._classes:
-                self._classes[index] = np.flatnonzero(_count_classes(label))
-            present = self._classes[index]
-        for _ in range(1 if self.max_class_share == 1 else ATTEMPTS):
-            crop = self.draw_crop(label, rng, present)
-            target = crop_label(label, crop)
-            if self.max_class_share == 1 or _largest_share(target) <= self.max_class_share:
-                break
-        colours = draw_colours(rng, self.color_strength)
-        return torch.from_numpy(crop_image(image, crop)), torch.from_numpy(target), colours
+    def _draw(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        with self.log.reading(index):
+            image, label = self.read(self.samples[index])
+            present = None
+            if self.class_uniform > 0 and rng.random() < self.class_uniform:
+                if index not in self._classes:
+                    self._classes[index] = np.flatnonzero(_count_classes(label))
+                present = self._classes[index]
+            for _ in range(1 if self.max_class_share == 1 else ATTEMPTS):
+                crop = self.draw_crop(label, rng, present)
+                target = crop_label(label, crop)
+                if self.max_class_share == 1 or _largest_share(target) <= self.max_class_share:
+                    break
+            return crop_image(image, crop), target
 
     def draw_crop(self, label: np.ndarray, rng: np.random.Generator, present: np.ndarray | None) -> Crop:
         """Draws scale, place and flip; with the classes that are `present`, a place at a pixel of one of them."""
@@ -252,6 +257,26 @@ class TrainSet(Dataset):
             for p, scaled, length, share, size in zip(place, crop.scaled, label.shape, part, self.size, strict=True)
         )
         return crop._replace(at=at)
+
+
+def paste_classes(
+    image: np.ndarray, target: np.ndarray, other_image: np.ndarray, other_target: np.ndarray, rng: np.random.Generator
+) -> None:
+    """Pastes half of the classes that another crop shows, pixel for pixel, into a crop and its label.
+
+    Args:
+        image: (H, W, 3) uint8, written to.
+        target: (H, W) uint8 train ids, written to.
+        other_image: of the same shape.
+        other_target: of the same shape; what is ignored in it is not pasted.
+        rng: the generator of the sample.
+    """
+    present = np.flatnonzero(_count_classes(other_target))
+    chosen = np.zeros(256, np.uint8)
+    chosen[rng.choice(present, (len(present) + 1) // 2, replace=False)] = 1
+    mask = cv2.LUT(other_target, chosen)
+    cv2.copyTo(other_image, mask, image)
+    cv2.copyTo(other_target, mask, target)
 
 
 def _nth_true(mask: np.ndarray, n: int) -> int:

@@ -20,8 +20,8 @@ RECIPES: dict[str, dict[str, object]] = {
     # Source: github.com/leftthomas/FastSCNN, README. Reported: 58.0 after 100 epochs of 1024x2048 crops.
     "original": {
         "crop_h": 1024, "crop_w": 2048, "batch_size": 12, "epochs": 100, "scales": "0.5,0.75,1,1.25,1.5,1.75,2",
-        "color_strength": 0.0, "max_class_share": 1.0, "class_uniform": 0.0, "loss": "cross_entropy",
-        "label_smoothing": 0.0, "lovasz_weight": 0.0, "aux_weight": 0.0,
+        "color_strength": 0.0, "max_class_share": 1.0, "class_uniform": 0.0, "class_mix": 0.0,
+        "loss": "cross_entropy", "label_smoothing": 0.0, "lovasz_weight": 0.0, "aux_weight": 0.0,
         "optimizer": "adam", "lr": 1e-3, "base_batch": 0,
         "weight_decay": 0.0, "decay_all": True, "power": 0.0, "warmup_steps": 0, "min_lr": 0.0, "ema": 0.0,
     },
@@ -29,16 +29,16 @@ RECIPES: dict[str, dict[str, object]] = {
     # were not checked against the paper's text.
     "paper": {
         "crop_h": 1024, "crop_w": 2048, "batch_size": 12, "epochs": 1000, "scales": "0.5-2",
-        "color_strength": 1.0, "max_class_share": 1.0, "class_uniform": 0.0, "loss": "cross_entropy",
-        "label_smoothing": 0.0, "lovasz_weight": 0.0, "aux_weight": 0.4,
+        "color_strength": 1.0, "max_class_share": 1.0, "class_uniform": 0.0, "class_mix": 0.0,
+        "loss": "cross_entropy", "label_smoothing": 0.0, "lovasz_weight": 0.0, "aux_weight": 0.4,
         "optimizer": "sgd", "lr": 0.045, "base_batch": 12,
         "weight_decay": 4e-5, "decay_all": False, "power": 0.9, "warmup_steps": 0, "min_lr": 0.0, "ema": 0.0,
     },
     # Ours: docs/experiments.md says what each part brought. Adaptive steps need no other rate for another batch.
     "strong": {
         "crop_h": 512, "crop_w": 1024, "batch_size": 4, "epochs": 1000, "scales": "0.75-2",
-        "color_strength": 0.8, "max_class_share": 1.0, "class_uniform": 0.5, "loss": "cross_entropy",
-        "label_smoothing": 0.0, "lovasz_weight": 1.0, "aux_weight": 0.0,
+        "color_strength": 0.8, "max_class_share": 1.0, "class_uniform": 0.5, "class_mix": 0.0,
+        "loss": "cross_entropy", "label_smoothing": 0.0, "lovasz_weight": 1.0, "aux_weight": 0.0,
         "optimizer": "muon", "lr": 2e-3, "base_batch": 0,
         "weight_decay": 0.05, "decay_all": False, "power": 0.9, "warmup_steps": 100, "min_lr": 0.0, "ema": 0.99,
     },
@@ -96,6 +96,7 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--color_strength", type=float, help="photometric distortion, 0 for none to 1")
     data.add_argument("--max_class_share", type=float, help="draw a crop again if one class covers more; 1: never")
     data.add_argument("--class_uniform", type=float, help="share of the crops centred on a class drawn evenly")
+    data.add_argument("--class_mix", type=float, help="share of the crops with half of another's classes pasted in")
     loss = parser.add_argument_group("recipe: loss and optimizer")
     loss.add_argument("--loss", choices=LOSSES, help="what is minimised")
     loss.add_argument("--label_smoothing", type=float, help="probability spread over all classes")
@@ -122,7 +123,8 @@ def _check(args: argparse.Namespace) -> None:
     for name, low, high in (
         ("crop_h", MIN_SIZE, math.inf), ("crop_w", MIN_SIZE, math.inf), ("save_step", 1, math.inf),
         ("epochs", 1, math.inf), ("seed", 0, math.inf), ("workers", 0, math.inf), ("color_strength", 0, 1),
-        ("max_class_share", 0.05, 1), ("class_uniform", 0, 1), ("label_smoothing", 0, 0.99), ("aux_weight", 0, 10),
+        ("max_class_share", 0.05, 1), ("class_uniform", 0, 1), ("class_mix", 0, 1),
+        ("label_smoothing", 0, 0.99), ("aux_weight", 0, 10),
         ("lovasz_weight", 0, 10), ("lr", 1e-9, 10), ("base_batch", 0, math.inf), ("weight_decay", 0, 1),
         ("power", 0, 10), ("warmup_steps", 0, math.inf), ("min_lr", 0, args.lr), ("ema", 0, 0.99999),
         ("input_scale", 0.25, 8),

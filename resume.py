@@ -46,6 +46,7 @@ def compare_settings(path: str, before: dict, now: dict) -> None:
     Raises:
         UserError: one of them decides the result.
     """
+    before = {**RECIPES["original"], **before}  # a flag that came later does nothing in it
     differ = [name for name in now if name not in FIRST_ONLY and before.get(name) != now[name]]
     deciding = {*SAME_RUN, "train_frames"} - ({"epochs"} if not now["power"] else set())
     refused = [f"{name} {before.get(name)} (now {now[name]})" for name in differ if name in deciding]

@@ -93,6 +93,7 @@ class Run:
                 args.max_class_share,
                 args.class_uniform,
                 args.color_strength,
+                args.class_mix,
                 self.read,
             ),
             batch_sampler=self.sampler,

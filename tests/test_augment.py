@@ -21,9 +21,10 @@ from augment import (
     crop_label,
     distort_colours,
     draw_colours,
+    paste_classes,
     place_crop,
 )
-from dataset import MEAN_COLOUR, DataError, find_samples
+from dataset import IGNORE_INDEX, MEAN_COLOUR, DataError, find_samples
 
 LISTED = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 ONE = Scales((1.0,), False)
@@ -91,7 +92,7 @@ def test_samples_do_not_depend_on_workers(frames, workers: int) -> None:
     def batches(count: int) -> list[torch.Tensor]:
         samples = find_samples(frames, "train")
         sampler = EpochSampler(len(samples), 2, seed=3)
-        train_set = TrainSet(samples, (48, 64), 3, Scales.parse("0.5-2"), 0.75, 0.5, 1.0)
+        train_set = TrainSet(samples, (48, 64), 3, Scales.parse("0.5-2"), 0.75, 0.5, 1.0, 0.5)
         loader = DataLoader(train_set, batch_sampler=sampler, num_workers=count, persistent_workers=count > 0)
         collected = []
         for sampler.epoch in (1, 2):
@@ -133,6 +134,34 @@ def test_class_uniform_crops_show_the_rare_class(lopsided) -> None:
         return sum(bool((crop == 11).any()) for crop in crops)
 
     assert seen(1.0) >= 12 > seen(0.0) + 3  # a third of the crops are centred on the person
+
+
+def test_pasted_classes_bring_their_pixels_and_their_labels() -> None:
+    """A label pasted without its picture, a class pasted in part, or ignored pixels pasted over labelled ones."""
+    rng = np.random.default_rng(0)
+    image, target = np.zeros((20, 30, 3), np.uint8), np.full((20, 30), 10, np.uint8)
+    other = rng.choice(np.array([0, 1, 5, 11, 13, IGNORE_INDEX], np.uint8), (20, 30))
+    paste_classes(image, target, np.full((20, 30, 3), 200, np.uint8), other, rng)
+    pasted = image[..., 0] == 200
+    classes = set(np.unique(other[pasted]).tolist())
+    assert len(classes) == 3 and IGNORE_INDEX not in classes  # half of five, rounded up
+    np.testing.assert_array_equal(pasted, np.isin(other, list(classes)))
+    np.testing.assert_array_equal(image, np.where(pasted, 200, 0)[..., None].repeat(3, 2))
+    np.testing.assert_array_equal(target, np.where(pasted, other, 10))
+    paste_classes(image, target, 1 - image, np.full_like(other, IGNORE_INDEX), rng)  # nothing there to paste
+    np.testing.assert_array_equal(target, np.where(pasted, other, 10))
+
+
+def test_mixed_crops_show_classes_that_their_frame_lacks(frames) -> None:
+    """A share that mixes nothing or everything; or one whose draws change the crops of a run without it."""
+    samples = find_samples(frames, "train")
+
+    def crops(mix: float) -> list[torch.Tensor]:
+        return [TrainSet(samples, (48, 64), seed, ONE, class_mix=mix)[1, 0][0] for seed in range(40)]
+
+    plain, half, all_of_them = crops(0.0), crops(0.5), crops(1.0)
+    changed = [[not torch.equal(a, b) for a, b in zip(plain, mixed, strict=True)] for mixed in (half, all_of_them)]
+    assert 10 <= sum(changed[0]) <= 30 and sum(changed[1]) >= 35
 
 
 @given(st.integers(0, 10**6), st.integers(1, 30_000), st.floats(0.001, 1), st.floats(0, 1, exclude_max=True))

@@ -70,7 +70,7 @@ def test_crops_are_bitwise_those_of_the_files(frames, tmp_path, workers, persist
 
     def batches(read, count: int, **how) -> list[torch.Tensor]:
         sampler = EpochSampler(len(samples), 2, seed=3)
-        train_set = TrainSet(samples, (48, 64), 3, Scales.parse("0.5-2"), 0.75, 0.5, 1.0, read)
+        train_set = TrainSet(samples, (48, 64), 3, Scales.parse("0.5-2"), 0.75, 0.5, 1.0, 0.5, read)
         loader = DataLoader(train_set, batch_sampler=sampler, num_workers=count, **how)
         collected = []
         for sampler.epoch in (1, 2):

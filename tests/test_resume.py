@@ -115,3 +115,12 @@ def test_flags_that_differ_are_named_and_those_that_matter_refused(frames, tmp_p
     for words in ("another workers: 1 (was 0)", "another save_step: 1 (was 5)", "another epochs: 2 (was 1)"):
         assert words in same.stdout
     assert "another output_dir" not in same.stdout and "another seed" not in same.stdout
+    # A state that was saved before a flag existed: the run had nothing of it.
+    state = load_checkpoint(last)
+    del state["args"]["class_mix"]
+    save_checkpoint(last, state)
+    older = train(frames, tmp_path, "--epochs", 3, "--resume", last)
+    assert older.returncode == 0 and "class_mix" not in older.stdout, older.stderr
+    assert_user_error(
+        train(frames, tmp_path, "--epochs", 4, "--class_mix", 0.5, "--resume", last), "class_mix 0.0 (now 0.5)"
+    )
