@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -95,10 +96,15 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], markdown: bool)
     )
 
 
+def in_fresh_process(function: Callable, *arguments: object) -> object:
+    """Returns what a function returns in a process of its own, which has loaded nothing yet."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
 def peak_in_fresh_process(function: Callable, *arguments: object) -> float:
     """Returns the MiB that a process of its own takes at most for a call, libraries included."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_of, (function, arguments))
+    return in_fresh_process(_peak_of, function, arguments)
 
 
 def _peak_of(function: Callable, arguments: tuple) -> float:

@@ -228,13 +228,13 @@ def loop_rows(samples: Sequence[Sample], cached: Read, repeats: int, quick: bool
     png, cache, old = ([t / len(keys) for t in side] for side in alternate(functions, 1 if quick else min(repeats, 3)))
     name = f"loop, {workers} workers, {BATCH} crops of {size[0]}x{size[1]}, from"
     first = len(keys) // BATCH
-    means = [sum(side[:first]) / first for side in losses]
+    means = [[sum(side[n : n + first]) / first for n in range(0, len(side), first)] for side in losses]
     return [
         {
             **_row(f"{name} {where}", "training-loop", ours, old, size),
             **_computed(),
-            "first_epoch_loss": mean,
-            "baseline_first_epoch_loss": means[2],
+            "epoch_losses": mean,
+            "baseline_epoch_losses": means[2],
         }
         for where, ours, mean in (("PNG", png, means[0]), ("cache", cache, means[1]))
     ]
