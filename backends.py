@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset import CLASSES, MEAN, STD, normalise
-from folding import DTYPES, fold
+from folding import DTYPES, fold, split_into_strips
 from label_head import labels_from_logits
 from model import FastSCNN
 from utils import UserError, cpu_has_bf16
@@ -100,6 +100,8 @@ def torch_network(model: FastSCNN, device: torch.device, precision: str, compile
     backend = "torch-compile" if compiled else "torch"
     check_precision(backend, precision)
     pictures = Pictures(model, precision).to(device, memory_format=torch.channels_last)
+    if device.type == "cpu" and not compiled:  # the compiler fuses layers itself
+        split_into_strips(pictures.model)
     forward = torch.compile(pictures, dynamic=False) if compiled else pictures
 
     @torch.inference_mode()

@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+STRIP = 2048  # cells of the output that are computed at once: what they need stays in the processor's cache
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
@@ -52,3 +53,37 @@ class Precise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.float())
+
+
+class InStrips(nn.Module):
+    """Layers that are computed a strip of rows at a time, with the same result.
+
+    At 1024x2048 the first layers go through feature maps of 50 to 67 MB; a CPU waits for the memory more than it
+    computes. The layers have to be convolutions of 1x1, or of 3x3 with padding 1 and stride 2: then a row of the output
+    looks at its own `stride` rows of the input and at fewer than as many above.
+
+    Args:
+        layers: (N, C, H, W) to (N, K, ceil(H / stride), ceil(W / stride)).
+        stride: of all of them together.
+    """
+
+    def __init__(self, layers: nn.Module, stride: int):
+        super().__init__()
+        self.layers, self.stride = layers, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride, (height, width) = self.stride, x.shape[-2:]
+        rows, step = -(-height // stride), max(1, STRIP * stride // width)
+        strips = []
+        for start in range(0, rows, step):
+            first = max(0, start - 1)  # a row too many: it sees padding where there are rows
+            part = x[:, :, stride * first : stride * min(rows, start + step)]
+            strips.append(self.layers(part)[:, :, start - first :])
+        return torch.cat(strips, 2) if len(strips) > 1 else strips[0]
+
+
+def split_into_strips(model: nn.Module) -> None:
+    """Makes the two places of a FastSCNN whose feature maps are largest run in strips."""
+    model.learning_to_downsample = InStrips(model.learning_to_downsample, 8)
+    first = model.global_feature_extractor.bottleneck1
+    first[0] = InStrips(first[0], 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -13,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_user_error, run_script
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from backends import METADATA, PRECISIONS, Pictures, describe, openvino_network
 from dataset import CLASSES, normalise
 from deploy import load_model, load_network, load_predictor
 from export import FORMATS, agreement, export, write_onnx
-from folding import fold_batch_norm
+from folding import fold_batch_norm, split_into_strips
 from model import FastSCNN
 from synthetic import draw_scene
 from utils import UserError
@@ -66,6 +69,21 @@ def test_folding_leaves_the_function_and_the_model_alone() -> None:
         assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
         torch.testing.assert_close(folded(x), before, atol=1e-4, rtol=1e-4)
         assert torch.equal(model(x), before)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(32, 140), st.integers(32, 140), st.integers(1, 60), st.sampled_from([1, 2]))
+def test_strips_are_the_whole(height: int, width: int, cells: int, batch: int) -> None:
+    """A row at the edge of a strip that sees padding where its neighbour is, or a last row that is left out."""
+    torch.manual_seed(0)
+    x, whole, sizes = torch.randn(batch, 3, height, width), random_statistics(FastSCNN(5)), set()
+    split = copy.deepcopy(whole)
+    split_into_strips(split)
+    split.learning_to_downsample.layers.register_forward_hook(lambda *call: sizes.add(call[2].shape[2]))
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("folding.STRIP", cells)
+        torch.testing.assert_close(split.heads(x)[0], whole.heads(x)[0])
+    assert max(sizes) <= max(1, 8 * cells // width) + 1
 
 
 @pytest.mark.parametrize(("scale", "align_corners"), [(1.0, False), (1.5, True)])
