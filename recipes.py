@@ -37,7 +37,7 @@ RECIPES: dict[str, dict[str, object]] = {
     # Ours: docs/experiments.md says what each part brought. Adaptive steps need no other rate for another batch.
     "strong": {
         "crop_h": 512, "crop_w": 1024, "batch_size": 4, "epochs": 1000, "scales": "0.75-2",
-        "color_strength": 0.8, "max_class_share": 1.0, "class_uniform": 0.5, "class_mix": 0.5,
+        "color_strength": 0.8, "max_class_share": 1.0, "class_uniform": 0.5, "class_mix": 0.0,
         "loss": "cross_entropy", "label_smoothing": 0.0, "lovasz_weight": 1.0, "aux_weight": 0.0,
         "optimizer": "muon", "lr": 2e-3, "base_batch": 0,
         "weight_decay": 0.05, "decay_all": False, "power": 0.9, "warmup_steps": 100, "min_lr": 0.0, "ema": 0.99,
