@@ -198,7 +198,8 @@ class PyramidPooling(nn.Module):
             precise = x.to(torch.promote_types(x.dtype, torch.float32))
             rows = pooling_matrix(x.shape[-2], bins, precise)
             columns = pooling_matrix(x.shape[-1], bins, precise)
-            return (rows @ precise @ columns.mT).to(x.dtype)
+            # Columns first: so it is one product of all channels, not one for each of them.
+            return (rows @ (precise @ columns.mT)).to(x.dtype)
 
 
 def pooling_matrix(length: int, bins: int, like: Tensor) -> Tensor:
