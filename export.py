@@ -88,7 +88,8 @@ def write_onnx(model: FastSCNN, metadata: dict, path: Path) -> None:
     size = metadata["size"]
     height, width = size or (256, 512)
     example = torch.zeros(1, height, width, 3, dtype=torch.uint8)
-    dynamic = {1: torch.export.Dim("height", min=MIN_SIZE), 2: torch.export.Dim("width", min=MIN_SIZE)}
+    # The tracer wants more than one cell at 1/32, or it fails and starts again; the file takes one cell all the same.
+    dynamic = {1: torch.export.Dim("height", min=MIN_SIZE + 1), 2: torch.export.Dim("width", min=MIN_SIZE + 1)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
