@@ -98,8 +98,15 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], markdown: bool)
 
 def in_fresh_process(function: Callable, *arguments: object) -> object:
     """Returns what a function returns in a process of its own, which has loaded nothing yet."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), _start_processes_by, (multiprocessing.get_start_method(),)
+    ) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def _start_processes_by(method: str) -> None:
+    """Undoes that a spawned process spawns its own too: loader workers are to start as they do in training."""
+    multiprocessing.set_start_method(method, force=True)
 
 
 def peak_in_fresh_process(function: Callable, *arguments: object) -> float:
