@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -24,7 +25,6 @@ from inference_speed import BASELINE, label_head_rows, open_networks, peak_memor
 from model import FastSCNN
 from synthetic import draw_scene, write_dataset
 from timing import count_parameters_and_macs, in_fresh_process, machine, table
-from training_speed import loader_rows, loop_rows, sample_rows, step_rows
 from utils import UserError, keep_freed_memory, run_cli, save_checkpoint, write_file
 
 FRAME = (1024, 2048)
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=35, help="repetitions of each side")
     parser.add_argument("--train", action=argparse.BooleanOptionalAction, default=False, help="training rows only")
     parser.add_argument("--quick", action=argparse.BooleanOptionalAction, default=False,
-                        help="few repetitions, nothing that takes long to prepare: under a minute")  # fmt: skip
+                        help="three repetitions, nothing that takes long to prepare, no memory: under a minute")  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="write the rows here")
     parser.add_argument("--markdown", action=argparse.BooleanOptionalAction, default=False,
                         help="print the tables for a README")  # fmt: skip
@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     if args.repeats < 3:
         raise UserError(f"--repeats is {args.repeats}, expected at least 3 for a median")
     if args.quick:
-        args.repeats = min(args.repeats, 4)
+        args.repeats = 3
     return args
 
 
@@ -115,14 +115,14 @@ def inference_rows(args: argparse.Namespace, folder: Path) -> list[dict]:
         pictures = [read_image(sample.image) for sample in samples[:: max(1, len(samples) // 16)]]
     else:
         scene, pictures = draw_scene(0, *FRAME)[0], read_pictures(None)
-    networks, missing = open_networks(model, weights, folder, pictures, args.quick)
+    networks, missing = open_networks(model, weights, folder, pictures, FRAME if args.quick else None)
     print("\n".join(["", *missing]) if missing else "")
     rows = []
     for height, width in SIZES[:1] if args.quick else SIZES:
         picture = cv2.resize(scene, (width, height), interpolation=cv2.INTER_LINEAR)
         measured = picture_rows(model, networks, picture, args.repeats)
-        if (height, width) == FRAME:
-            add_memory(measured, weights, picture, args.quick)
+        if (height, width) == FRAME and not args.quick:
+            add_memory(measured, weights, picture)
         for stage, title in (("picture-to-labels", "picture to labels"), ("network", "network, to the logits at 1/8")):
             print_rows(title, [row for row in measured if row["stage"] == stage], args.markdown)
         heads = label_head_rows(model, picture, args.repeats)
@@ -137,18 +137,21 @@ def inference_rows(args: argparse.Namespace, folder: Path) -> list[dict]:
     return rows
 
 
-def add_memory(rows: list[dict], weights: str, picture: np.ndarray, quick: bool) -> None:
+def add_memory(rows: list[dict], weights: str, picture: np.ndarray) -> None:
     """Adds the peak memory of a process to the rows of pictures to labels; int8 needs its exported file."""
-    baseline = peak_memory(weights, *BASELINE, picture)
-    for row in rows:
-        wanted = row["stage"] == "picture-to-labels" and row["precision"] != "int8"
-        if wanted and not (quick and row["backend"] != "torch"):
-            row["peak_mib"] = peak_memory(weights, row["backend"], row["precision"], picture)
-            row["baseline_peak_mib"] = baseline
+    wanted = [row for row in rows if row["stage"] == "picture-to-labels" and row["precision"] != "int8"]
+    sides = [BASELINE, *((row["backend"], row["precision"]) for row in wanted)]
+    with ThreadPoolExecutor(2) as pool:  # nothing is timed here
+        baseline, *peaks = pool.map(lambda side: peak_memory(weights, *side, picture), sides)
+    for row, peak in zip(wanted, peaks, strict=True):
+        row["peak_mib"], row["baseline_peak_mib"] = peak, baseline
 
 
 def training_rows(args: argparse.Namespace, folder: Path) -> list[dict]:
     """Measures and prints training samples and loaders."""
+    # Here, as it imports torchvision: over a second, in each process whose memory is measured too.
+    from training_speed import loader_rows, loop_rows, sample_rows, step_rows
+
     if args.data_path is None:
         write_dataset(folder / "frames", *FRAME, train=2 if args.quick else 4, val=0, test=0, seed=0)
     samples = find_samples(args.data_path or folder / "frames", "train")

@@ -31,7 +31,7 @@ def plain_network(model: FastSCNN, picture: np.ndarray, heads: bool) -> torch.Te
 
 
 def open_networks(
-    model: FastSCNN, weights: str, folder: Path, pictures: Sequence[np.ndarray], quick: bool
+    model: FastSCNN, weights: str, folder: Path, pictures: Sequence[np.ndarray], size: tuple[int, int] | None
 ) -> tuple[dict[tuple[str, str], Network], list[str]]:
     """Opens the network on every engine and in every precision that this machine has.
 
@@ -40,7 +40,8 @@ def open_networks(
         weights: the file that it came from.
         folder: for exported files.
         pictures: to calibrate int8 with.
-        quick: leave out what takes long to prepare: torch.compile and int8.
+        size: (height, width) of all pictures to come, or None; then what takes long to prepare is left out:
+            torch.compile, int8 and an exported file for any size.
 
     Returns:
         The networks by backend and precision, and a line for each that is left out.
@@ -51,10 +52,10 @@ def open_networks(
         for precision in precisions:
             if backend.startswith("torch") and precision == "fp16":
                 continue  # a CPU computes it far slower than float32
-            if backend.startswith("torch") and precision == "bf16" and not cpu_has_bf16():
-                missing.append(f"{backend} bf16: not run (this processor has no instructions for it: slower than fp32)")
+            if precision == "bf16" and not cpu_has_bf16():
+                missing.append(f"{backend} bf16: not run (this processor has no instructions for it)")
                 continue
-            if quick and (backend == "torch-compile" or precision in ("int8", "fp16")):
+            if size and (backend == "torch-compile" or precision in ("int8", "fp16")):
                 continue
             try:
                 if precision == "int8":
@@ -65,7 +66,7 @@ def open_networks(
                     networks[backend, precision] = load_network(path)[0]
                 elif backend in FORMATS:
                     if not shared.exists():
-                        write_onnx(model, describe(model, "", "fp32", None), shared)
+                        write_onnx(model, describe(model, "", "fp32", size), shared)
                     networks[backend, precision] = load_network(shared, "cpu", backend, precision)[0]
                 else:
                     networks[backend, precision] = load_network(weights, "cpu", backend, precision)[0]

@@ -21,7 +21,7 @@ from recipes import parse_args
 from timing import alternate, compare, peak_in_fresh_process
 
 CROP = (512, 1024)
-QUICK_CROP = (256, 512)  # of steps and loops, whose cost is the same a pixel
+QUICK_CROP = (192, 384)  # of steps and loops, whose cost is the same a pixel
 BATCH = 4
 SCALES = Scales((0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0), continuous=False)
 SEED = 0
