@@ -9,11 +9,10 @@ import argparse
 import json
 import os
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,7 +20,7 @@ from cache import open_cache
 from dataset import DataError, find_samples, read_image
 from deploy import load_model, read_pictures
 from gpu_speed import gpu_rows
-from inference_speed import BASELINE, label_head_rows, open_networks, peak_memory, picture_rows
+from inference_speed import STAGES, add_memory, label_head_rows, open_sides, picture_rows
 from model import FastSCNN
 from synthetic import draw_scene, write_dataset
 from timing import count_parameters_and_macs, in_fresh_process, machine, table
@@ -44,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=35, help="repetitions of each side")
     parser.add_argument("--train", action=argparse.BooleanOptionalAction, default=False, help="training rows only")
     parser.add_argument("--quick", action=argparse.BooleanOptionalAction, default=False,
-                        help="three repetitions, nothing that takes long to prepare, no memory: under a minute")  # fmt: skip
+                        help="three repetitions, nothing that takes long to prepare; under a minute")  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="write the rows here")
     parser.add_argument("--markdown", action=argparse.BooleanOptionalAction, default=False,
                         help="print the tables for a README")  # fmt: skip
@@ -115,36 +114,27 @@ def inference_rows(args: argparse.Namespace, folder: Path) -> list[dict]:
         pictures = [read_image(sample.image) for sample in samples[:: max(1, len(samples) // 16)]]
     else:
         scene, pictures = draw_scene(0, *FRAME)[0], read_pictures(None)
-    networks, missing = open_networks(model, weights, folder, pictures, FRAME if args.quick else None)
-    print("\n".join(["", *missing]) if missing else "")
     rows = []
-    for height, width in SIZES[:1] if args.quick else SIZES:
-        picture = cv2.resize(scene, (width, height), interpolation=cv2.INTER_LINEAR)
-        measured = picture_rows(model, networks, picture, args.repeats)
-        if (height, width) == FRAME and not args.quick:
-            add_memory(measured, weights, picture)
-        for stage, title in (("picture-to-labels", "picture to labels"), ("network", "network, to the logits at 1/8")):
-            print_rows(title, [row for row in measured if row["stage"] == stage], args.markdown)
-        heads = label_head_rows(model, picture, args.repeats)
-        print_rows("label head", heads, args.markdown)
-        for row in heads:
-            same = "every label equal" if row["same"] else "labels differ (only exact ties may)"
-            print(f"{row['name']}: {100 * row['mixed_share']:.1f} % of the cells are mixed, {same}")
-        rows += measured + heads
+    with ExitStack() as stack:
+        sides, missing = open_sides(model, weights, folder, pictures, FRAME if args.quick else None, stack)
+        print("\n".join(["", *missing]) if missing else "")
+        for height, width in SIZES[:1] if args.quick else SIZES:
+            picture = cv2.resize(scene, (width, height), interpolation=cv2.INTER_LINEAR)
+            measured = picture_rows(sides, picture, args.repeats)
+            if (height, width) == FRAME:  # the first: later it would be the same
+                add_memory(measured, sides)
+            for stage, title in zip(STAGES, ("picture to labels", "network, to the logits at 1/8"), strict=True):
+                print_rows(title, [row for row in measured if row["stage"] == stage], args.markdown)
+            heads = label_head_rows(model, picture, args.repeats)
+            print_rows("label head", heads, args.markdown)
+            for row in heads:
+                same = "every label equal" if row["same"] else "labels differ (only exact ties may)"
+                print(f"{row['name']}: {100 * row['mixed_share']:.1f} % of the cells are mixed, {same}")
+            rows += measured + heads
     if torch.cuda.is_available():
         return rows + gpu_rows(model, scene, args.repeats, args.quick)
     print("\nno CUDA device: GPU rows not run")
     return rows
-
-
-def add_memory(rows: list[dict], weights: str, picture: np.ndarray) -> None:
-    """Adds the peak memory of a process to the rows of pictures to labels; int8 needs its exported file."""
-    wanted = [row for row in rows if row["stage"] == "picture-to-labels" and row["precision"] != "int8"]
-    sides = [BASELINE, *((row["backend"], row["precision"]) for row in wanted)]
-    with ThreadPoolExecutor(2) as pool:  # nothing is timed here
-        baseline, *peaks = pool.map(lambda side: peak_memory(weights, *side, picture), sides)
-    for row, peak in zip(wanted, peaks, strict=True):
-        row["peak_mib"], row["baseline_peak_mib"] = peak, baseline
 
 
 def training_rows(args: argparse.Namespace, folder: Path) -> list[dict]:

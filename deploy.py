@@ -22,7 +22,7 @@ from dataset import NUM_CLASSES, DataError, read_image
 from export import AGREEMENT, FORMATS, agreement, export, open_exported, write_onnx
 from model import MIN_SIZE, FastSCNN, convert_original, drop_profiler_buffers, is_original
 from synthetic import draw_scene
-from utils import UserError, choose_device, load_checkpoint, run_cli, writable_folder
+from utils import UserError, choose_device, keep_freed_memory, load_checkpoint, run_cli, writable_folder
 
 AUX_HEADS = ("aux_shallow.", "aux_context.")
 CLASS_SCORES = ("classifier.conv.", "aux_shallow.classes.", "aux_context.classes.")
@@ -178,6 +178,8 @@ def load_network(
 ) -> tuple[Network, dict]:
     """Opens a checkpoint or an exported file on an engine.
 
+    The process keeps freed memory from then on; see utils.keep_freed_memory.
+
     Args:
         path: a checkpoint, or what deploy.py exported.
         device: for PyTorch; the other engines run on the CPU.
@@ -192,6 +194,7 @@ def load_network(
     """
     if backend:
         check_precision(backend, precision or "fp32")
+    keep_freed_memory()
     exported = Path(path).suffix in FORMATS.values()
     if (exported or backend in FORMATS) and device not in ("auto", "cpu"):
         raise UserError(f"--device {device} was given, but {backend or Path(path).suffix} runs on the CPU: use auto")

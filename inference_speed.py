@@ -4,23 +4,27 @@ to full size, argmax."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from backends import PRECISIONS, Network, describe
+from backends import PRECISIONS, describe
 from dataset import MEAN, STD
 from deploy import Predictor, load_model, load_network
 from export import FORMATS, export, write_onnx
 from label_head import labels_from_logits, mixed_share
 from model import FastSCNN
-from timing import alternate, compare, peak_in_fresh_process
-from utils import UserError, cpu_has_bf16
+from timing import alternate, alternate_timed, compare, fresh_process, peak_memory
+from utils import UserError, cpu_has_bf16, keep_freed_memory
 
 BASELINE = ("eager NCHW, interpolate + argmax", "fp32")
+BASELINE_KEPT = ("the baseline with its freed memory kept", "fp32")  # what of a ratio the allocator alone makes
+STAGES = ("picture-to-labels", "network")
 
 
 def plain_network(model: FastSCNN, picture: np.ndarray, heads: bool) -> torch.Tensor:
@@ -30,9 +34,72 @@ def plain_network(model: FastSCNN, picture: np.ndarray, heads: bool) -> torch.Te
     return model.heads(x)[0] if heads else model(x)
 
 
-def open_networks(
-    model: FastSCNN, weights: str, folder: Path, pictures: Sequence[np.ndarray], size: tuple[int, int] | None
-) -> tuple[dict[tuple[str, str], Network], list[str]]:
+class Side:
+    """An engine, or the baseline, in a process of its own: it finds memory and threads as it does where it is used.
+
+    In one process, the baseline's 160 MB of interpolated logits make the allocator keep memory for all who come after.
+
+    Args:
+        path: a checkpoint, or an exported file.
+        backend: as for load_network, or BASELINE's.
+        precision: the same.
+    """
+
+    def __init__(self, path: str | Path, backend: str, precision: str):
+        self.backend, self.precision = backend, precision
+        self.process = fresh_process()
+        self.opened = self.process.submit(_open, str(path), backend, precision)
+
+    def show(self, picture: np.ndarray) -> None:
+        """Gives the (H, W, 3) uint8 picture that the next calls of `seconds` are about."""
+        self.process.submit(_show, picture).result()
+
+    def seconds(self, stage: str, repeat: int = 0) -> float:
+        """Returns what the picture takes to its labels, or the network alone to its logits at 1/8; see STAGES."""
+        return self.process.submit(_seconds, stage).result()
+
+    def peak(self) -> float:
+        """Returns the MiB that the process has taken at most."""
+        return self.process.submit(peak_memory).result()
+
+
+_side: dict[str, object] = {}  # in the process of a side: stage to function, and the picture
+
+
+def _open(path: str, backend: str, precision: str) -> None:
+    if (backend, precision) in (BASELINE, BASELINE_KEPT):
+        if (backend, precision) == BASELINE_KEPT:
+            keep_freed_memory()
+        model = load_model(path)[0]
+        calls = (
+            lambda picture: plain_network(model, picture, heads=False).argmax(1),
+            lambda picture: plain_network(model, picture, heads=True),
+        )
+    else:
+        network = load_network(path, "cpu", backend, precision)[0]
+        calls = Predictor(network), lambda picture: network.run(torch.from_numpy(picture)[None])
+    _side.update(zip(STAGES, calls, strict=True))
+
+
+def _show(picture: np.ndarray) -> None:
+    _side["picture"] = picture
+
+
+@torch.inference_mode()
+def _seconds(stage: str) -> float:
+    start = time.perf_counter()
+    _side[stage](_side["picture"])
+    return time.perf_counter() - start
+
+
+def open_sides(
+    model: FastSCNN,
+    weights: str,
+    folder: Path,
+    pictures: Sequence[np.ndarray],
+    size: tuple[int, int] | None,
+    stack: ExitStack,
+) -> tuple[list[Side], list[str]]:
     """Opens the network on every engine and in every precision that this machine has.
 
     Args:
@@ -40,13 +107,15 @@ def open_networks(
         weights: the file that it came from.
         folder: for exported files.
         pictures: to calibrate int8 with.
-        size: (height, width) of all pictures to come, or None; then what takes long to prepare is left out:
-            torch.compile, int8 and an exported file for any size.
+        size: (height, width) of all pictures to come: what takes long to prepare is left out, which is torch.compile,
+            int8 and an exported file for any size. None: everything.
+        stack: ends the processes.
 
     Returns:
-        The networks by backend and precision, and a line for each that is left out.
+        The baseline, without `size` the same with its memory kept, and the engines; and a line for each that is left
+        out.
     """
-    networks, missing = {}, []
+    sides, missing = [Side(weights, *side) for side in (BASELINE, BASELINE_KEPT)[: 1 if size else 2]], []
     shared = folder / "network.onnx"  # ONNX Runtime and OpenVINO read the same file in every precision but int8
     for backend, precisions in PRECISIONS.items():
         for precision in precisions:
@@ -57,48 +126,67 @@ def open_networks(
                 continue
             if size and (backend == "torch-compile" or precision in ("int8", "fp16")):
                 continue
+            path = weights
             try:
                 if precision == "int8":
                     path = folder / {"onnx": "int8.onnx", "openvino": "int8.xml"}[backend]
                     export(
                         model, describe(model, "", "int8", None), path, backend, pictures, check=lambda network: None
                     )
-                    networks[backend, precision] = load_network(path)[0]
                 elif backend in FORMATS:
+                    path = shared
                     if not shared.exists():
                         write_onnx(model, describe(model, "", "fp32", size), shared)
-                    networks[backend, precision] = load_network(shared, "cpu", backend, precision)[0]
-                else:
-                    networks[backend, precision] = load_network(weights, "cpu", backend, precision)[0]
+                sides.append(Side(path, backend, precision))
             except UserError as error:
                 missing.append(f"{backend} {precision}: not run ({error})")
-    return networks, missing
+    for side in sides:
+        stack.enter_context(side.process)
+    stack.callback(lambda: [side.process.shutdown(wait=False) for side in sides])  # all at once, which is waited for
+    opened = []
+    for side in sides:
+        try:
+            side.opened.result()
+            opened.append(side)
+        except UserError as error:
+            missing.append(f"{side.backend} {side.precision}: not run ({error})")
+    return opened, missing
 
 
-@torch.inference_mode()
-def picture_rows(
-    model: FastSCNN, networks: dict[tuple[str, str], Network], picture: np.ndarray, repeats: int
-) -> list[dict]:
-    """Times a picture to its labels, and the network alone to its logits at 1/8."""
-    size = picture.shape[:2]
-    batch = torch.from_numpy(picture)[None]
-    whole = [functools.partial(_predict, Predictor(network), picture) for network in networks.values()]
-    alone = [functools.partial(_predict, network.run, batch) for network in networks.values()]
+def picture_rows(sides: Sequence[Side], picture: np.ndarray, repeats: int) -> list[dict]:
+    """Times a picture to its labels, and the network alone to its logits at 1/8.
+
+    Args:
+        sides: the baseline and the engines.
+        picture: (H, W, 3), uint8.
+        repeats: of each side, alternately.
+    """
+    for side in sides:
+        side.show(picture)
     rows = []
-    for stage, ours, baseline in (
-        ("picture-to-labels", whole, lambda _: plain_network(model, picture, heads=False).argmax(1)),
-        ("network", alone, lambda _: plain_network(model, picture, heads=True)),
-    ):
-        *times, plain = alternate([*ours, baseline], repeats)
+    for stage in STAGES:
+        baseline, *times = alternate_timed([functools.partial(side.seconds, stage) for side in sides], repeats)
         rows += [
-            _row(f"{backend} {precision}", stage, backend, precision, size, compare(seconds, plain))
-            for (backend, precision), seconds in zip(networks, times, strict=True)
+            _row(
+                f"{side.backend} {side.precision}",
+                stage,
+                side.backend,
+                side.precision,
+                picture.shape[:2],
+                compare(seconds, baseline),
+            )
+            for side, seconds in zip(sides[1:], times, strict=True)
         ]
     return rows
 
 
-def _predict(function: Callable, picture: object, repeat: int) -> object:
-    return function(picture)
+def add_memory(rows: Sequence[dict], sides: Sequence[Side]) -> None:
+    """Adds what the processes have taken at most to their rows of pictures to labels."""
+    baseline, *peaks = (side.peak() for side in sides)
+    named = {(side.backend, side.precision): peak for side, peak in zip(sides[1:], peaks, strict=True)}
+    for row in rows:
+        if row["stage"] == STAGES[0]:
+            row["peak_mib"], row["baseline_peak_mib"] = named[row["backend"], row["precision"]], baseline
 
 
 @torch.inference_mode()
@@ -126,20 +214,3 @@ def label_head_rows(model: FastSCNN, picture: np.ndarray, repeats: int) -> list[
 def _row(name: str, stage: str, backend: str, precision: str, size: tuple[int, int], figures: dict) -> dict:
     named = {"name": f"{name}, {size[0]}x{size[1]}", "stage": stage, "backend": backend, "precision": precision}
     return {**named, "height": size[0], "width": size[1], "batch": 1, "device": "cpu", **figures}
-
-
-def peak_memory(weights: str, backend: str, precision: str, picture: np.ndarray) -> float:
-    """Returns the MiB that a process of its own takes at most to label a picture twice, libraries included."""
-    return peak_in_fresh_process(_label_twice, weights, backend, precision, picture)
-
-
-@torch.inference_mode()
-def _label_twice(weights: str, backend: str, precision: str, picture: np.ndarray) -> None:
-    if (backend, precision) == BASELINE:
-        model = load_model(weights)[0]
-        for _ in range(2):
-            plain_network(model, picture, heads=False).argmax(1)
-    else:
-        predict = Predictor(load_network(weights, "cpu", backend, precision)[0])
-        for _ in range(2):
-            predict(picture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import multiprocessing
 import os
 import platform
@@ -20,21 +21,27 @@ WARM_UP = 0.3  # seconds of each function on a GPU: one that idled has a low clo
 
 
 def alternate(functions: Sequence[Callable[[int], object]], repeats: int) -> list[list[float]]:
-    """Times functions of the repetition's number in turn, after one call of each.
+    """Times functions of the repetition's number in turn, after one call of each; see alternate_timed."""
 
-    Run one after the other, they would measure how the machine's speed drifts.
+    def timed(function: Callable[[int], object], repeat: int) -> float:
+        start = time.perf_counter()
+        function(repeat)
+        return time.perf_counter() - start
+
+    return alternate_timed([functools.partial(timed, function) for function in functions], repeats)
+
+
+def alternate_timed(functions: Sequence[Callable[[int], float]], repeats: int) -> list[list[float]]:
+    """Calls functions in turn that take the repetition's number and tell the seconds that they took.
+
+    Run one after the other, they would measure how the machine's speed drifts. What the first call of each took is
+    left out.
 
     Returns:
         The seconds of each call, a list for each function.
     """
-    times: list[list[float]] = [[] for _ in functions]
-    for repeat in range(-1, repeats):
-        for function, seconds in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function(max(repeat, 0))
-            if repeat >= 0:
-                seconds.append(time.perf_counter() - start)
-    return times
+    rounds = [[function(max(repeat, 0)) for function in functions] for repeat in range(-1, repeats)]
+    return [list(seconds) for seconds in zip(*rounds[1:], strict=True)]
 
 
 def seconds_of(call: Callable[[], object], device: torch.device, burst: int = 1) -> float:
@@ -98,10 +105,14 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], markdown: bool)
 
 def in_fresh_process(function: Callable, *arguments: object) -> object:
     """Returns what a function returns in a process of its own, which has loaded nothing yet."""
-    with ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), _start_processes_by, (multiprocessing.get_start_method(),)
-    ) as pool:
+    with fresh_process() as pool:
         return pool.submit(function, *arguments).result()
+
+
+def fresh_process() -> ProcessPoolExecutor:
+    """Returns one process, started by the first call that it gets, which has loaded nothing yet."""
+    arguments = (multiprocessing.get_start_method(),)
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_processes_by, arguments)
 
 
 def _start_processes_by(method: str) -> None:
@@ -116,6 +127,11 @@ def peak_in_fresh_process(function: Callable, *arguments: object) -> float:
 
 def _peak_of(function: Callable, arguments: tuple) -> float:
     function(*arguments)
+    return peak_memory()
+
+
+def peak_memory() -> float:
+    """Returns the MiB that this process has taken at most, libraries included."""
     if sys.platform == "linux":  # there, getrusage passes on the peak of the process that started this one
         (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024

@@ -15,7 +15,7 @@ from augment import TrainSet, crop_image, crop_label, place_crop
 from benchmark import size_row
 from dataset import find_samples, normalise, read_pair
 from deploy import load_model, load_network
-from inference_speed import label_head_rows, peak_memory, picture_rows, plain_network
+from inference_speed import BASELINE, Side, add_memory, label_head_rows, picture_rows, plain_network
 from timing import alternate, compare, table
 from training_speed import original_order
 
@@ -95,7 +95,11 @@ def test_rows_have_the_promised_keys(weights) -> None:
     """A file of rows that a script cannot read."""
     model, _ = load_model(weights)
     picture = np.zeros((64, 96, 3), np.uint8)
-    rows = picture_rows(model, {("torch", "fp32"): load_network(weights)[0]}, picture, 3)
+    sides = [Side(weights, *BASELINE), Side(weights, "torch", "fp32")]
+    with sides[0].process, sides[1].process:
+        rows = picture_rows(sides, picture, 3)
+        add_memory(rows, sides)
+    assert rows[0]["peak_mib"] > 50 and rows[0]["baseline_peak_mib"] > 50 and "peak_mib" not in rows[1]
     rows += label_head_rows(model, picture, 3)
     assert [row["stage"] for row in rows] == ["picture-to-labels", "network", "label-head", "label-head"]
     assert all(row.keys() >= KEYS and row["ratio"] > 0 for row in rows)
@@ -105,9 +109,17 @@ def test_rows_have_the_promised_keys(weights) -> None:
 def test_memory_is_that_of_a_process_of_its_own(weights) -> None:
     """A peak that is inherited from the process that asks for it."""
     picture = np.zeros((64, 96, 3), np.uint8)
-    bare = peak_memory(str(weights), "torch", "fp32", picture)
+
+    def peak() -> float:
+        side = Side(weights, "torch", "fp32")
+        with side.process:
+            side.show(picture)
+            assert side.seconds("picture-to-labels") > 0
+            return side.peak()
+
+    bare = peak()
     ballast = np.ones(1_000_000_000, np.uint8)
-    beside = peak_memory(str(weights), "torch", "fp32", picture)
+    beside = peak()
     assert bare > 50 and abs(beside - bare) < 100 and ballast[-1]
 
 
@@ -125,7 +137,7 @@ def test_command_line_prints_both_sides(frames, tmp_path) -> None:
     assert result.returncode == 0, result.stderr
     assert all(words in result.stdout for words in ("original's order", "times faster", "images/s"))
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert len(rows) == 2 + 6 + 1 + 2 == len({row["name"] for row in rows})  # samples, loaders, a step, loops
+    assert len(rows) == 2 + 4 + 1 + 2 == len({row["name"] for row in rows})  # samples, loaders, a step, loops
     for row in rows:
         assert row.keys() >= KEYS | {"images_per_s", "baseline_images_per_s"}
         assert row["ratio"] == pytest.approx(row["images_per_s"] / row["baseline_images_per_s"])
