@@ -180,8 +180,8 @@ def print_training_rows(title: str, rows: list[dict], markdown: bool) -> None:
 
 
 def save_rows(args: argparse.Namespace, rows: list[dict]) -> None:
-    """Writes the rows where --json says, if anywhere."""
-    if args.json:
+    """Writes the rows, if there are any, where --json says, if anywhere."""
+    if args.json and rows:
         write_file(args.json, json.dumps(rows, indent=2).encode())
 
 
