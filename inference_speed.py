@@ -6,8 +6,11 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,19 +51,35 @@ class Side:
     def __init__(self, path: str | Path, backend: str, precision: str):
         self.backend, self.precision = backend, precision
         self.process = fresh_process()
-        self.opened = self.process.submit(_open, str(path), backend, precision)
+        self.opening = self.process.submit(_open, str(path), backend, precision)
+
+    def wait(self) -> None:
+        """Waits until the engine is open.
+
+        Raises:
+            UserError: it cannot be opened.
+        """
+        self._result(self.opening)
 
     def show(self, picture: np.ndarray) -> None:
         """Gives the (H, W, 3) uint8 picture that the next calls of `seconds` are about."""
-        self.process.submit(_show, picture).result()
+        self._result(self.process.submit(_show, picture))
 
     def seconds(self, stage: str, repeat: int = 0) -> float:
         """Returns what the picture takes to its labels, or the network alone to its logits at 1/8; see STAGES."""
-        return self.process.submit(_seconds, stage).result()
+        return self._result(self.process.submit(_seconds, stage))
 
     def peak(self) -> float:
         """Returns the MiB that the process has taken at most."""
-        return self.process.submit(peak_memory).result()
+        return self._result(self.process.submit(peak_memory))
+
+    def _result(self, future: Future) -> Any:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"the process of {self.backend} {self.precision} was killed, perhaps for memory; --quick needs less"
+            ) from None
 
 
 _side: dict[str, object] = {}  # in the process of a side: stage to function, and the picture
@@ -146,7 +165,7 @@ def open_sides(
     opened = []
     for side in sides:
         try:
-            side.opened.result()
+            side.wait()
             opened.append(side)
         except UserError as error:
             missing.append(f"{side.backend} {side.precision}: not run ({error})")

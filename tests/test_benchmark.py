@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from deploy import load_model, load_network
 from inference_speed import BASELINE, Side, add_memory, label_head_rows, picture_rows, plain_network
 from timing import alternate, compare, table
 from training_speed import original_order
+from utils import UserError
 
 KEYS = {"name", "stage", "backend", "precision", "height", "width", "median_ms", "baseline_median_ms", "ratio"}
 
@@ -121,6 +123,17 @@ def test_memory_is_that_of_a_process_of_its_own(weights) -> None:
     ballast = np.ones(1_000_000_000, np.uint8)
     beside = peak()
     assert bare > 50 and abs(beside - bare) < 100 and ballast[-1]
+
+
+def test_a_killed_engine_is_named(weights) -> None:
+    """A traceback of the pool's, where memory was short."""
+    side = Side(weights, "torch", "fp32")
+    with side.process:
+        side.wait()
+        for process in multiprocessing.active_children():
+            process.kill()
+        with pytest.raises(UserError, match="the process of torch fp32 was killed"):
+            side.show(np.zeros((64, 96, 3), np.uint8))
 
 
 def test_macs_are_multiply_adds() -> None:
