@@ -197,7 +197,7 @@ def main() -> int:
         folder = Path(name)
         rows = [] if args.train else inference_rows(args, folder)
         save_rows(args, rows)  # what was measured stays, whatever comes next
-        # The engines leave threads behind, with which a process cannot be forked: loader workers would crash it.
+        # Exporting leaves threads behind, with which a process cannot be forked: loader workers would crash it.
         rows += in_fresh_process(training_rows, args, folder)
         save_rows(args, rows)
     return 0
