@@ -16,14 +16,14 @@ import cv2
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cache import open_cache
 from dataset import DataError, find_samples, read_image
 from deploy import load_model, read_pictures
-from gpu_speed import gpu_rows
-from inference_speed import STAGES, add_memory, label_head_rows, open_sides, picture_rows
 from model import FastSCNN
+from speed.gpu import gpu_rows
+from speed.predictions import STAGES, add_memory, label_head_rows, open_sides, picture_rows
+from speed.timing import count_parameters_and_macs, in_fresh_process, machine, table
 from synthetic import draw_scene, write_dataset
-from timing import count_parameters_and_macs, in_fresh_process, machine, table
+from training.cache import open_cache
 from utils import UserError, keep_freed_memory, run_cli, save_checkpoint, write_file
 
 FRAME = (1024, 2048)
@@ -140,7 +140,7 @@ def inference_rows(args: argparse.Namespace, folder: Path) -> list[dict]:
 def training_rows(args: argparse.Namespace, folder: Path) -> list[dict]:
     """Measures and prints training samples and loaders."""
     # Here, as it imports torchvision: over a second, in each process whose memory is measured too.
-    from training_speed import loader_rows, loop_rows, sample_rows, step_rows
+    from speed.training import loader_rows, loop_rows, sample_rows, step_rows
 
     if args.data_path is None:
         write_dataset(folder / "frames", *FRAME, train=2 if args.quick else 4, val=0, test=0, seed=0)

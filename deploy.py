@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends import PRECISIONS, Network, check_precision, describe, package, torch_network
 from dataset import NUM_CLASSES, DataError, read_image
-from export import AGREEMENT, FORMATS, agreement, export, open_exported, write_onnx
+from inference.backends import PRECISIONS, Network, check_precision, describe, package, torch_network
+from inference.export import AGREEMENT, FORMATS, agreement, export, open_exported, write_onnx
 from model import MIN_SIZE, FastSCNN, convert_original, drop_profiler_buffers, is_original
 from synthetic import draw_scene
 from utils import UserError, choose_device, keep_freed_memory, load_checkpoint, run_cli, writable_folder

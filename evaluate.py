@@ -25,8 +25,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import processes
-from backends import Network
 from dataset import (
     CATEGORIES,
     CLASSES,
@@ -49,7 +47,9 @@ from dataset import (
     train_ids_note,
 )
 from deploy import add_backend_flags, check_size, load_network
-from label_head import labels_from_logits
+from inference.backends import Network
+from inference.label_head import labels_from_logits
+from training import distributed
 from utils import UserError, run_cli, writable_folder, write_file
 
 # images (1, H, W, 3) uint8 and targets (1, H, W) uint8 to train ids (1, H, W) and the summed loss
@@ -247,34 +247,34 @@ def evaluate(
     Args:
         predict: see predict_with.
         samples: the frames; those without labels are predicted only.
-        workers: loader processes.
+        workers: loader distributed.
         writer: where the predictions go, if anywhere.
         read: what reads a frame.
 
     Raises:
         DataError: a file is damaged. UserError: a prediction cannot be written.
     """
-    samples = samples[processes.rank() :: processes.count()]
+    samples = samples[distributed.rank() :: distributed.count()]
     loader = DataLoader(FrameSet(samples, read), num_workers=workers, worker_init_fn=loader_worker)
     confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
     loss_sum, left = 0.0, []
     with guarded(loader):
-        for images, targets, index in tqdm(loader, desc="evaluate", leave=False, disable=processes.hide_bars()):
+        for images, targets, index in tqdm(loader, desc="evaluate", leave=False, disable=distributed.hide_bars()):
             check_size(images.shape[1:3], samples[int(index)].image)
             labels, loss = predict(images, targets)
             loss_sum += loss
             confusion += confusion_matrix(targets.to(labels.device), labels).cpu()
             if writer:
                 encoded = writer.encode(samples[int(index)].name, labels[0].to(torch.uint8).cpu().numpy())
-                if processes.is_first():
+                if distributed.is_first():
                     writer.write(*encoded)
                 else:
                     left.append(encoded)
     if writer:
-        for encoded in itertools.chain.from_iterable(processes.at_first(left)):
+        for encoded in itertools.chain.from_iterable(distributed.at_first(left)):
             writer.write(*encoded)
-    confusion = processes.add_up(confusion)
-    loss_sum = float(processes.add_up(torch.tensor(loss_sum, dtype=torch.float64)))
+    confusion = distributed.add_up(confusion)
+    loss_sum = float(distributed.add_up(torch.tensor(loss_sum, dtype=torch.float64)))
     pixels = int(confusion.sum())
     return Scores(confusion.numpy(), loss_sum / pixels if pixels else math.nan)
 

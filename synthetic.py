@@ -2,7 +2,7 @@
 
     python synthetic.py --output data/synthetic --height 256 --width 512
 
-This file chooses what stands where and writes the files; scenery.py knows what things look like.
+This file chooses what stands where and writes the files; street/things.py knows what things look like.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
 from tqdm import tqdm
 
-from scenery import SOLIDS, Scene, card, draw_figure, draw_solid, strip, stroke
+from street.things import SOLIDS, Scene, card, draw_figure, draw_solid, strip, stroke
 from utils import UserError, run_cli, writable_folder, write_file
 
 CITIES = {"train": "synthville", "val": "samplestadt", "test": "testdorf"}

@@ -20,19 +20,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import processes
-from augment import EpochSampler, Scales, TrainSet
-from backends import torch_network
-from cache import open_cache
 from dataset import DataError, Sample, check_samples, find_samples, guarded, loader_worker, read_pair, train_ids_note
 from deploy import build_model, check_state, initial_model
 from evaluate import PredictionWriter, Scores, evaluate, official_command, predict_with
-from learner import Learner, half_precision, on_device
+from inference.backends import torch_network
 from model import FastSCNN
-from plots import plot_confusion, plot_curves
-from recipes import parse_args
-from resume import compare_settings, load_resumable, previous_path
-from timing import count_parameters_and_macs
+from speed.timing import count_parameters_and_macs
+from training import distributed
+from training.augment import EpochSampler, Scales, TrainSet
+from training.cache import open_cache
+from training.learner import Learner, half_precision, on_device
+from training.plots import plot_confusion, plot_curves
+from training.recipes import parse_args
+from training.resume import compare_settings, load_resumable, previous_path
 from utils import (
     UserError,
     keep_freed_memory,
@@ -77,11 +77,11 @@ class Run:
         results = os.environ.get("CITYSCAPES_RESULTS") or self.folder / "results"
         self.writer = PredictionWriter(results, val_samples, self.folder / "results_color")
         self.command = shlex.join(["train.py", *sys.argv[1:]])
-        self.board = open_board(self.folder) if args.tensorboard and processes.is_first() else None
+        self.board = open_board(self.folder) if args.tensorboard and distributed.is_first() else None
         self.interrupted_by = 0
         self.history: list[dict] = []
         self.best: dict = {"class_miou": -math.inf}
-        part = processes.rank(), processes.count()
+        part = distributed.rank(), distributed.count()
         self.sampler = EpochSampler(len(train_samples), args.batch_size, args.seed, part)
         self.read = open_cache(args.cache, train_samples + val_samples, args.workers).read if args.cache else read_pair
         self.loader = DataLoader(
@@ -111,14 +111,14 @@ class Run:
         if state:
             self.learner.load_state_dict(state)
             self.history, self.best = state["history"], state["best"]
-        elif processes.is_first():
+        elif distributed.is_first():
             for left in self.folder.glob(f".{prefix}_*.tmp"):  # by a run that was killed while it saved
                 left.unlink(missing_ok=True)
 
     @property
     def settings(self) -> dict:
         """What a run that goes on from this one has to agree with, or is told that it differs in."""
-        return {**vars(self.args), "train_frames": self.sampler.length, "processes": processes.count()}
+        return {**vars(self.args), "train_frames": self.sampler.length, "processes": distributed.count()}
 
     def interrupt(self, signum: int, frame: object) -> None:
         """Takes a signal: the run ends after the step, or the validation frame, at hand.
@@ -152,11 +152,11 @@ class Run:
         """
         self.sampler.epoch = epoch
         # Dropout is a function of (seed, epoch, process) too: a resumed epoch needs no saved random state.
-        torch.manual_seed(self.args.seed + 1_000_003 * epoch + 7_919 * processes.rank())
+        torch.manual_seed(self.args.seed + 1_000_003 * epoch + 7_919 * distributed.rank())
         self.learner.model.train()
         losses, pixels, start = [], [], time.perf_counter()
         batches = tqdm(
-            self.loader, desc=f"epoch {epoch}/{self.args.epochs}", leave=False, disable=processes.hide_bars()
+            self.loader, desc=f"epoch {epoch}/{self.args.epochs}", leave=False, disable=distributed.hide_bars()
         )
         with guarded(self.loader):
             for batch in on_device(batches, self.device):
@@ -173,7 +173,7 @@ class Run:
 
     def _check_finite(self, losses: list[Tensor], epoch: int) -> Tensor:
         """Returns the losses of the steps of an epoch so far, means over the processes, in double precision."""
-        means = processes.add_up(torch.stack(losses)).cpu().double() / processes.count()
+        means = distributed.add_up(torch.stack(losses)).cpu().double() / distributed.count()
         finite = torch.isfinite(means)
         if not finite.all():
             step = int((~finite).nonzero()[0]) + 1
@@ -186,7 +186,7 @@ class Run:
 
     def validate(self, write: bool) -> Scores:
         """Scores the validation frames at their full size, and writes the predictions if asked to."""
-        processes.follow_first(self.learner.scored)  # each has statistics of its own crops where they are not shared
+        distributed.follow_first(self.learner.scored)  # each has statistics of its own crops where they are not shared
         scored = predict_with(torch_network(self.learner.scored, self.device, "fp32", compiled=False), with_loss=True)
 
         def predict(images: Tensor, targets: Tensor) -> tuple[Tensor, float]:
@@ -203,7 +203,7 @@ class Run:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in scored.items()}
             self.best = {"class_miou": row["class_miou"], "epoch": row["epoch"], "model": weights}
         self.history = history
-        if not processes.is_first():
+        if not distributed.is_first():
             return
         # The state goes first: it alone is needed to write the others again.
         state = {"metadata": self.metadata(row), "history": history, "best": self.best, "args": self.settings}
@@ -238,7 +238,7 @@ class Run:
     def fit(self) -> Scores:
         """Trains to the last epoch; returns the scores of the best weights, whose predictions are then on disk."""
         epochs = range(1, self.args.epochs + 1)
-        bars = {"unit": "epoch", "disable": processes.hide_bars()}
+        bars = {"unit": "epoch", "disable": distributed.hide_bars()}
         for epoch in tqdm(epochs[self.epoch :], "run", len(epochs), initial=self.epoch, **bars):
             train_loss, images_per_s = self.train_epoch(epoch)
             scores = self.validate(write=epoch % self.args.save_step == 0)
@@ -294,7 +294,7 @@ def print_start(run: Run, train_samples: Sequence[Sample]) -> None:
     """Prints what is about to be trained, on what, and from which data."""
     args, device = run.args, run.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    name = f"{processes.count()} processes, each {name}" if processes.count() > 1 else name
+    name = f"{distributed.count()} processes, each {name}" if distributed.count() > 1 else name
     parameters, macs = count_parameters_and_macs(run.learner.model, args.crop_h, args.crop_w)
     note = train_ids_note([*train_samples, *run.val_samples])
     if note:
@@ -318,10 +318,10 @@ def print_start(run: Run, train_samples: Sequence[Sample]) -> None:
 
 def train(args: argparse.Namespace, device: torch.device) -> int:
     """Trains, or goes on training, and prints how to score the result officially; returns the exit status."""
-    if args.batch_size % processes.count() or args.batch_size < 2 * processes.count():
+    if args.batch_size % distributed.count() or args.batch_size < 2 * distributed.count():
         raise UserError(
-            f"--batch_size {args.batch_size} cannot be dealt out to {processes.count()} processes; expected a "
-            f"multiple of {processes.count()}, with two crops for each at least"
+            f"--batch_size {args.batch_size} cannot be dealt out to {distributed.count()} processes; expected a "
+            f"multiple of {distributed.count()}, with two crops for each at least"
         )
     train_samples, val_samples = find_samples(args.data_path, "train"), find_samples(args.data_path, "val")
     if args.train_split == "train+val":
@@ -334,7 +334,7 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
     if state:
         compare_settings(args.resume, state["args"], run.settings)
     print_start(run, train_samples)
-    if run.epoch and processes.is_first():
+    if run.epoch and distributed.is_first():
         print(f"resumed after epoch {run.epoch} of {args.resume}", flush=True)
         run.write_results()
     signal.signal(signal.SIGINT, run.interrupt)
@@ -345,7 +345,7 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
         if not run.interrupted_by:  # a RuntimeError also comes of another process that was interrupted first
             raise
         how = f"epoch {run.epoch} is kept: go on with --resume {run.last_path}" if run.epoch else "nothing was finished"
-        if processes.is_first() or not isinstance(error, Interrupted):
+        if distributed.is_first() or not isinstance(error, Interrupted):
             print(f"\ninterrupted; {how}", file=sys.stderr)
         return 128 + run.interrupted_by
     print(f"\nbest weights: epoch {run.best['epoch']}, {run.best_path}")
@@ -357,10 +357,10 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
 
 
 def main() -> int:
-    """Trains, alone or as one of several processes."""
+    """Trains, alone or as one of several distributed."""
     args = parse_args()
     keep_freed_memory()
-    with processes.joined(args.device) as device:
+    with distributed.joined(args.device) as device:
         return train(args, device)
 
 

@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from dataset import DataError, default_data_path, train_ids_note
 from deploy import add_backend_flags, load_predictor
-from drawing import ALL_CLASSES, draw_result
 from evaluate import encode_png
-from pipeline import run_stages
-from sources import RESULT, Source, open_source
 from utils import UserError, run_cli, writable_folder, write_file
-from video import CODECS, STDERR, Frame, Problem, VideoFile, quiet
+from viewing.drawing import ALL_CLASSES, draw_result
+from viewing.pipeline import run_stages
+from viewing.sources import RESULT, Source, open_source
+from viewing.video import CODECS, STDERR, Frame, Problem, VideoFile, quiet
 
 VIDEO_WIDTH = 1280  # of videos and windows where no flag says it
 PICTURE_FPS = 10.0  # of a video made of pictures

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a worker that is spawned runs this line too
 
-from augment import Scales, TrainSet
 from dataset import DataError, Sample, find_samples, guarded, loader_worker, read_pair
+from training.augment import Scales, TrainSet
 from utils import run_cli
 
 

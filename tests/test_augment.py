@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
-from augment import (
+from dataset import IGNORE_INDEX, MEAN_COLOUR, DataError, find_samples
+from training.augment import (
     EpochSampler,
     Scales,
     TrainSet,
@@ -24,7 +25,6 @@ from augment import (
     paste_classes,
     place_crop,
 )
-from dataset import IGNORE_INDEX, MEAN_COLOUR, DataError, find_samples
 
 LISTED = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 ONE = Scales((1.0,), False)

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from backends import METADATA, PRECISIONS, Pictures, describe, openvino_network
 from dataset import CLASSES, normalise
 from deploy import load_model, load_network, load_predictor
-from export import FORMATS, agreement, export, write_onnx
-from folding import fold_batch_norm, split_into_strips
+from inference.backends import METADATA, PRECISIONS, Pictures, describe, openvino_network
+from inference.export import FORMATS, agreement, export, write_onnx
+from inference.folding import fold_batch_norm, split_into_strips
 from model import FastSCNN
 from synthetic import draw_scene
 from utils import UserError
@@ -81,7 +81,7 @@ def test_strips_are_the_whole(height: int, width: int, cells: int, batch: int) -
     split_into_strips(split)
     split.learning_to_downsample.layers.register_forward_hook(lambda *call: sizes.add(call[2].shape[2]))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("folding.STRIP", cells)
+        patch.setattr("inference.folding.STRIP", cells)
         torch.testing.assert_close(split.heads(x)[0], whole.heads(x)[0])
     assert max(sizes) <= max(1, 8 * cells // width) + 1
 

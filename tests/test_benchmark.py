@@ -11,14 +11,14 @@ import torch
 from conftest import assert_user_error, random_frame, run_script, write_frame
 
 import dataset
-import training_speed
-from augment import TrainSet, crop_image, crop_label, place_crop
 from benchmark import size_row
 from dataset import find_samples, normalise, read_pair
 from deploy import load_model, load_network
-from inference_speed import BASELINE, Side, add_memory, label_head_rows, picture_rows, plain_network
-from timing import alternate, compare, table
-from training_speed import original_order
+from speed import training
+from speed.predictions import BASELINE, Side, add_memory, label_head_rows, picture_rows, plain_network
+from speed.timing import alternate, compare, table
+from speed.training import original_order
+from training.augment import TrainSet, crop_image, crop_label, place_crop
 from utils import UserError
 
 KEYS = {"name", "stage", "backend", "precision", "height", "width", "median_ms", "baseline_median_ms", "ratio"}
@@ -45,17 +45,17 @@ def test_both_sides_make_the_same_sample(tmp_path) -> None:
 
 def test_both_sides_draw_the_same_crops(frames, monkeypatch) -> None:
     """A baseline that has larger scales than ours is slower for no fault of its order of work."""
-    monkeypatch.setattr(training_speed, "CROP", (32, 64))
+    monkeypatch.setattr(training, "CROP", (32, 64))
     samples = find_samples(frames, "train")
-    ours = TrainSet(samples, (32, 64), training_speed.SEED, training_speed.SCALES)
-    original = training_speed.OriginalSet(samples)
-    keys = training_speed.crop_keys(len(samples), 14)
+    ours = TrainSet(samples, (32, 64), training.SEED, training.SCALES)
+    original = training.OriginalSet(samples)
+    keys = training.crop_keys(len(samples), 14)
     for key in keys:
         known = original[key][1] != 255
         normal = dataset.normalise(ours[key][0][None])[0]
         assert (normal - original[key][0])[:, known].abs().max() < 1.01 / 255 / min(dataset.STD)
-    scales = [training_speed.SCALES.draw(np.random.default_rng((training_speed.SEED, *key))) for key in keys]
-    assert sorted(scales) == sorted(training_speed.SCALES.values * 2)
+    scales = [training.SCALES.draw(np.random.default_rng((training.SEED, *key))) for key in keys]
+    assert sorted(scales) == sorted(training.SCALES.values * 2)
     assert {index for _, index in keys} == {0, 1, 2}
 
 

@@ -22,10 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-import cache
-from augment import EpochSampler, Scales, TrainSet
-from cache import open_cache
 from dataset import DataError, find_samples, loader_worker, read_pair
+from training import cache
+from training.augment import EpochSampler, Scales, TrainSet
+from training.cache import open_cache
 from utils import UserError, load_checkpoint
 
 FLAGS = ("--crop_h", 32, "--crop_w", 64, "--batch_size", 2, "--epochs", 1, "--workers", 1, "--device", "cpu")
@@ -115,7 +115,9 @@ def start_build(data: Path, folder: Path, workers: int) -> subprocess.Popen:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import numpy as np\n"
-        "from cache import open_cache; from dataset import find_samples, read_pair; from utils import run_cli\n"
+        "from dataset import find_samples, read_pair\n"
+        "from training.cache import open_cache\n"
+        "from utils import run_cli\n"
         "def main():\n"
         "    samples = find_samples(sys.argv[2], 'train')\n"
         "    opened = open_cache(sys.argv[3], samples, int(sys.argv[4]))\n"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dataset import PALETTE
-from drawing import ALL_CLASSES, LEGEND_ROW, blend, colour, draw_legend, draw_result, resize_labels, shrink
+from viewing.drawing import ALL_CLASSES, LEGEND_ROW, blend, colour, draw_legend, draw_result, resize_labels, shrink
 
 
 def blocks(height: int, width: int) -> np.ndarray:

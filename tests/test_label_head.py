@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-import label_head
-from label_head import labels_from_logits, mixed_share
+from inference import label_head
+from inference.label_head import labels_from_logits, mixed_share
 
 
 def wrong_pixels(logits: torch.Tensor, size: tuple[int, int], align_corners: bool) -> int:

@@ -8,9 +8,9 @@ import functools
 import pytest
 import torch
 
-from learner import Learner, half_precision, on_device
 from model import FastSCNN
-from recipes import parse_args
+from training.learner import Learner, half_precision, on_device
+from training.recipes import parse_args
 from utils import cpu_has_bf16
 
 CPU = torch.device("cpu")

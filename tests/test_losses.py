@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from losses import LOSSES, OHEM_LEAST_SHARE, OHEM_PROBABILITY, auxiliary_loss, lovasz_loss, pixel_loss, upsampled_loss
+from training.losses import (
+    LOSSES,
+    OHEM_LEAST_SHARE,
+    OHEM_PROBABILITY,
+    auxiliary_loss,
+    lovasz_loss,
+    pixel_loss,
+    upsampled_loss,
+)
 
 
 def example(seed: int = 0, ignored: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:

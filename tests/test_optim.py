@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import FastSCNN
-from optim import Muon, learning_rate, make_average, make_optimizer, orthogonal, parameter_groups, scaled_rate
+from training.optim import Muon, learning_rate, make_average, make_optimizer, orthogonal, parameter_groups, scaled_rate
 
 
 @given(st.integers(1, 5000), st.floats(0, 2), st.integers(0, 300), st.floats(0, 0.01))

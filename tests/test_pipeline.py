@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline import run_stages
+from viewing.pipeline import run_stages
 
 
 def test_every_item_passes_every_stage_in_order() -> None:

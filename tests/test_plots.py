@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dataset import read_image
-from plots import plot_confusion, plot_curves
+from training.plots import plot_confusion, plot_curves
 
 
 @pytest.mark.parametrize("epochs", [1, 30])

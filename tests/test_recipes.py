@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import assert_user_error, run_script
 
-from recipes import RECIPES, parse_args
+from training.recipes import RECIPES, parse_args
 from utils import UserError
 
 

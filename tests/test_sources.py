@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dataset import DataError, Sample, read_image
-from sources import name_apart, open_source, read_picture
 from utils import UserError
-from video import Frame, Problem
+from viewing.sources import name_apart, open_source, read_picture
+from viewing.video import Frame, Problem
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (40, 48, 3), np.uint8)

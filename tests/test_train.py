@@ -22,8 +22,8 @@ from conftest import ROOT, assert_user_error, run_script
 from dataset import find_samples
 from deploy import load_model
 from model import FastSCNN
-from recipes import parse_args
 from train import COLUMNS, Run
+from training.recipes import parse_args
 from utils import UserError, load_checkpoint, save_checkpoint
 
 FLAGS = ("--crop_h", 32, "--crop_w", 64, "--batch_size", 2, "--workers", 0, "--device", "cpu", "--seed", 3)

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from dataset import DataError
 from model import FastSCNN
-from timing import count_parameters_and_macs
+from speed.timing import count_parameters_and_macs
 from utils import (
     UserError,
     _message,

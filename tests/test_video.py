@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from utils import UserError
-from video import CODECS, Frame, Problem, VideoFile, frame_count, frame_rate, letterbox, open_capture, read_frames
+from viewing.video import (
+    CODECS,
+    Frame,
+    Problem,
+    VideoFile,
+    frame_count,
+    frame_rate,
+    letterbox,
+    open_capture,
+    read_frames,
+)
 
 SIZE = (64, 96)
 

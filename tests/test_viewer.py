@@ -16,9 +16,9 @@ from conftest import ROOT, assert_user_error, run_script
 
 import viewer
 from dataset import PALETTE, find_samples, read_image, read_pair
-from drawing import LEGEND_ROW
-from sources import open_source
-from video import VideoFile, frame_count, open_capture
+from viewing.drawing import LEGEND_ROW
+from viewing.sources import open_source
+from viewing.video import VideoFile, frame_count, open_capture
 
 VAL = "val/valstadt/valstadt_000000_000000_leftImg8bit.png"
 

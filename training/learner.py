@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import processes
-from augment import distort_colours
 from dataset import normalise
-from losses import auxiliary_loss, lovasz_loss, upsampled_loss
 from model import FastSCNN
-from optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
+from training import distributed
+from training.augment import distort_colours
+from training.losses import auxiliary_loss, lovasz_loss, upsampled_loss
+from training.optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
 from utils import cpu_has_bf16
 
 
@@ -30,7 +30,7 @@ class Heads(nn.Module):
 
 
 class Learner:
-    """A network that learns, a batch at a time, alone or as one of several processes.
+    """A network that learns, a batch at a time, alone or as one of several distributed.
 
     Args:
         args: the recipe, see recipes.py.
@@ -48,7 +48,7 @@ class Learner:
         self, args: argparse.Namespace, model: FastSCNN, device: torch.device, steps: int, half: torch.dtype | None
     ):
         self.args, self.device, self.steps, self.half = args, device, steps, half
-        if processes.count() > 1 and device.type == "cuda":
+        if distributed.count() > 1 and device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model.to(device, memory_format=torch.channels_last)
         groups = parameter_groups(self.model, args.weight_decay, args.decay_all)
@@ -60,7 +60,7 @@ class Learner:
         self.network: nn.Module = Heads(self.model)
         if args.compile:
             self.network.compile()
-        if processes.count() > 1:
+        if distributed.count() > 1:
             self.network = DistributedDataParallel(
                 self.network, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True
             )
@@ -111,10 +111,10 @@ class Learner:
         terms = [main, *(auxiliary_loss(head, targets) for head in inner)]
         # Each process has its share of the labelled pixels, and no two the same: the sum over all of them has to be
         # divided by the count of all. The gradients are averaged over the processes, hence the factor.
-        pixels = processes.add_up(torch.stack([count for _, count in terms]))
+        pixels = distributed.add_up(torch.stack([count for _, count in terms]))
         weights = [1.0, *(args.aux_weight for _ in inner)]
         shares = [
-            weight * processes.count() * summed / count
+            weight * distributed.count() * summed / count
             for weight, (summed, _), count in zip(weights, terms, pixels.clamp(min=1), strict=True)
         ]
         loss = torch.stack(shares).sum()

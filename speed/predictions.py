@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from backends import PRECISIONS, describe
 from dataset import MEAN, STD
 from deploy import Predictor, load_model, load_network
-from export import FORMATS, export, write_onnx
-from label_head import labels_from_logits, mixed_share
+from inference.backends import PRECISIONS, describe
+from inference.export import FORMATS, export, write_onnx
+from inference.label_head import labels_from_logits, mixed_share
 from model import FastSCNN
-from timing import alternate, alternate_timed, compare, fresh_process, peak_memory
+from speed.timing import alternate, alternate_timed, compare, fresh_process, peak_memory
 from utils import UserError, cpu_has_bf16, keep_freed_memory
 
 BASELINE = ("eager NCHW, interpolate + argmax", "fp32")

@@ -16,13 +16,13 @@ import torch
 from conftest import ROOT, run_script
 from test_train import FLAGS, assert_same_weights, read_csv, without_time
 
-from backends import torch_network
 from dataset import find_samples
 from deploy import load_model
 from evaluate import PredictionWriter, evaluate, predict_with
-from learner import Learner
+from inference.backends import torch_network
 from model import FastSCNN
-from recipes import parse_args
+from training.learner import Learner
+from training.recipes import parse_args
 
 HERE = Path(__file__).resolve().parent
 LEARN = ["--batch_size", "4", "--aux_weight", "0.4"]
@@ -119,10 +119,11 @@ def files_below(folder: Path) -> dict[Path, bytes]:
 def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path) -> None:
     """A mean of means: pixels of a crop with few labels weigh more than those of others."""
     program = (
-        "import torch, processes, test_processes\n"
-        "with processes.joined('cpu'):\n"
-        "    found = test_processes.gradients(slice(processes.rank(), None, 2))\n"
-        "    torch.save(found, f'{processes.rank()}.pth')\n"
+        "import torch, test_distributed\n"
+        "from training import distributed\n"
+        "with distributed.joined('cpu'):\n"
+        "    found = test_distributed.gradients(slice(distributed.rank(), None, 2))\n"
+        "    torch.save(found, f'{distributed.rank()}.pth')\n"
     )
     for status, _, errors in finish(start(2, ["-c", program], tmp_path)):
         assert status == 0, errors
@@ -137,10 +138,11 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path) -> No
 def test_shared_validation_counts_every_frame_once_and_one_process_writes(frames, weights, tmp_path) -> None:
     """Shards that are padded to equal lengths count frames twice; predictions end up on the disk of another machine."""
     program = (
-        "import sys, pathlib, numpy, processes, test_processes\n"
-        "with processes.joined('cpu'):\n"
-        "    number = processes.rank()\n"
-        "    found = test_processes.scored(sys.argv[1], sys.argv[2], pathlib.Path(f'machine{number}'))\n"
+        "import sys, pathlib, numpy, test_distributed\n"
+        "from training import distributed\n"
+        "with distributed.joined('cpu'):\n"
+        "    number = distributed.rank()\n"
+        "    found = test_distributed.scored(sys.argv[1], sys.argv[2], pathlib.Path(f'machine{number}'))\n"
         "    numpy.save(f'{number}.npy', found)\n"
     )
     for status, _, errors in finish(start(2, ["-c", program, str(weights), str(frames)], tmp_path)):
@@ -157,7 +159,7 @@ def test_shared_validation_counts_every_frame_once_and_one_process_writes(frames
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_parts_of_a_batch_are_the_batch(count: int) -> None:
     """Crops that are drawn twice, or not at all, because processes disagree about the order."""
-    from augment import EpochSampler
+    from training.augment import EpochSampler
 
     whole = EpochSampler(37, 12, seed=5)
     parts = [EpochSampler(37, 12, seed=5, part=(number, count)) for number in range(count)]

@@ -7,10 +7,10 @@ import math
 import os
 from pathlib import Path
 
-from augment import Scales
 from dataset import default_data_path
-from losses import LOSSES
 from model import MIN_SIZE
+from training.augment import Scales
+from training.losses import LOSSES
 from utils import UserError
 
 OPTIMIZERS = ("adam", "adamw", "muon", "sgd")

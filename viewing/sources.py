@@ -15,7 +15,7 @@ import numpy as np
 from dataset import IMAGE_SUFFIX, DataError, Sample, read_image, read_label
 from deploy import check_size
 from utils import UserError
-from video import Frame, Problem, frame_count, frame_rate, open_capture, read_frames
+from viewing.video import Frame, Problem, frame_count, frame_rate, open_capture, read_frames
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")

@@ -1,6 +1,6 @@
 """What a prediction costs on a CUDA GPU: from a picture in its memory to labels in its memory.
 
-python gpu_speed.py --quick
+python -m speed.gpu --quick
 
 It needs torch and NumPy alone, so that it runs as it is on a machine that is lent for ten minutes. Everything that is
 compared runs alternately; the baseline is what public repositories run: eager float32 in NCHW, interpolation to full
@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpu_network import HEADS, MEAN, STD, Deployed, capture, compile_, highest, plain, running_highest
+from inference.cuda import HEADS, MEAN, STD, Deployed, capture, compile_, highest, plain, running_highest
 from model import FastSCNN
-from timing import alternate_on, compare, machine, table
+from speed.timing import alternate_on, compare, machine, table
 from utils import UserError, load_checkpoint, run_cli, write_file
 
 SIZES = ((1024, 2048), (512, 1024), (360, 480))
 BATCHES = (1, 2, 4, 8, 16, 32)
-WEIGHTS = Path(__file__).resolve().parent / "weights" / "camvid.pth"
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "camvid.pth"
 # Source: arXiv 1902.04502, and the original repository's README.
 REPORTED = (("paper, Titan Xp, batch 1", 123.5), ("original repository, V100, batch 12", 197.0))
 BURST = 8  # calls that are queued at once to measure throughput

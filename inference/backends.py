@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dataset import CLASSES, MEAN, STD, normalise
-from folding import DTYPES, fold, split_into_strips
-from label_head import labels_from_logits
+from inference.folding import DTYPES, fold, split_into_strips
+from inference.label_head import labels_from_logits
 from model import FastSCNN
 from utils import UserError, cpu_has_bf16
 

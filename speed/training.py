@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from augment import UNCHANGED, Scales, TrainSet
 from dataset import ID_TO_TRAIN_ID, IGNORE_INDEX, MEAN, STD, Read, Sample, loader_worker, normalise, read_pair
-from learner import Learner, half_precision
 from model import FastSCNN
-from recipes import parse_args
-from timing import alternate, compare, peak_in_fresh_process
+from speed.timing import alternate, compare, peak_in_fresh_process
+from training.augment import UNCHANGED, Scales, TrainSet
+from training.learner import Learner, half_precision
+from training.recipes import parse_args
 
 CROP = (512, 1024)
 QUICK_CROP = (192, 384)  # of steps and loops, whose cost is the same a pixel

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 
-from backends import (
+from inference.backends import (
     METADATA,
     Network,
     Pictures,

@@ -12,11 +12,11 @@ from conftest import ROOT, assert_user_error, run_script
 from test_benchmark import KEYS
 
 import dataset
-import gpu_network
 from deploy import load_model
-from gpu_network import HEADS, Deployed, capture, plain
-from gpu_speed import WEIGHTS, Job, alternate_on, gpu_rows, measure, prepare, read_network, resized
+from inference import cuda
+from inference.cuda import HEADS, Deployed, capture, plain
 from model import FastSCNN
+from speed.gpu import WEIGHTS, Job, alternate_on, gpu_rows, measure, prepare, read_network, resized
 from synthetic import draw_scene
 from utils import UserError
 
@@ -29,8 +29,8 @@ def test_torch_and_numpy_are_enough() -> None:
     script = (
         "import sys\n"
         "for name in ('cv2', 'torchvision', 'thop', 'tqdm', 'matplotlib', 'onnx'): sys.modules[name] = None\n"
-        "import gpu_speed\n"
-        "gpu_speed.read_network(gpu_speed.WEIGHTS)"
+        "import speed.gpu as gpu\n"
+        "gpu.read_network(gpu.WEIGHTS)"
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -38,7 +38,7 @@ def test_torch_and_numpy_are_enough() -> None:
 
 def test_constants_are_those_of_the_data_set() -> None:
     """Another normalisation measures as well and predicts something else."""
-    assert (gpu_network.MEAN, gpu_network.STD) == (dataset.MEAN, dataset.STD)
+    assert (cuda.MEAN, cuda.STD) == (dataset.MEAN, dataset.STD)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
@@ -123,8 +123,8 @@ def test_weights_that_are_none(tmp_path, weights) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_is_one_line(tmp_path) -> None:
     """Figures of a processor that look like those of a GPU, or a traceback."""
-    assert_user_error(run_script("gpu_speed.py", cwd=tmp_path), "no CUDA device")
-    assert_user_error(run_script("gpu_speed.py", "--repeats", 1, cwd=tmp_path), "--repeats is 1")
+    assert_user_error(run_script("-m", "speed.gpu", cwd=tmp_path), "no CUDA device")
+    assert_user_error(run_script("-m", "speed.gpu", "--repeats", 1, cwd=tmp_path), "--repeats is 1")
 
 
 @pytest.mark.gpu

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import processes
-from recipes import RECIPES
+from training import distributed
+from training.recipes import RECIPES
 from utils import UserError, load_checkpoint
 
 # A resumed run must agree on these: they decide its result. --epochs does too where the learning rate depends on it.
@@ -33,7 +33,7 @@ def load_resumable(path: str) -> dict:
         if not previous.is_file():
             raise
         state = load_checkpoint(previous)
-        if processes.is_first():
+        if distributed.is_first():
             print(f"{error}; going on from {previous}, one epoch earlier", file=sys.stderr)
     if not {"model", "metadata", "optimizer", "history", "best", "args"} <= state.keys():
         raise UserError(f"--resume: {path} cannot be resumed; expected the ..._last.pth of a run")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from folding import DTYPES, fold
+from inference.folding import DTYPES, fold
 from model import FastSCNN, pooling_matrix
 
 # As in dataset.py, which wants OpenCV; a test compares them.

@@ -1,0 +1,1 @@
+"""Measurements for benchmark.py."""

@@ -1,0 +1,1 @@
+"""One training run: augmentation, frame cache, step, losses, optimizers, recipes, processes, plots."""

@@ -1,0 +1,1 @@
+"""What can be looked at, and how it is drawn."""
