@@ -17,14 +17,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataset import DataError, find_samples, read_image
-from deploy import load_model, read_pictures
+from deploy import read_pictures
+from inference.checkpoints import load_model
 from model import FastSCNN
 from speed.gpu import gpu_rows
 from speed.predictions import STAGES, add_memory, label_head_rows, open_sides, picture_rows
-from speed.timing import count_parameters_and_macs, in_fresh_process, machine, table
-from synthetic import draw_scene, write_dataset
+from speed.timing import in_fresh_process, machine, table
+from street.scene import draw_scene
+from synthetic import write_dataset
 from training.cache import open_cache
-from utils import UserError, keep_freed_memory, run_cli, save_checkpoint, write_file
+from utils import UserError, count_parameters_and_macs, keep_freed_memory, run_cli, save_checkpoint, write_file
 
 FRAME = (1024, 2048)
 SIZES = (FRAME, (512, 1024), (360, 480))

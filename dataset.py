@@ -90,11 +90,6 @@ TRAIN_ID_TO_ID = _table({**{label.train_id: label.id for label in CLASSES}, IGNO
 PALETTE = np.zeros((256, 3), np.uint8)  # train id to RGB, black for what is ignored
 PALETTE[:NUM_CLASSES] = [label.color for label in CLASSES]
 
-# Source: the ImageNet statistics, which the original repository used too; its weights want the same.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-MEAN_COLOUR = tuple(round(255 * mean) for mean in MEAN)  # RGB; normalises to about zero
-
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIX = "_leftImg8bit.png"
 
@@ -207,6 +202,11 @@ def _decode(path: str | Path, flags: int, what: str) -> np.ndarray:
         state = "an empty file" if not data.size else "damaged or no picture" if end in tail else "truncated"
         raise DataError(f"the {what} {path} is {state}; get it again")
     return decoded
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """Returns the PNG file of an (H, W) or (H, W, 3) BGR uint8 array."""
+    return cv2.imencode(".png", picture)[1].tobytes()
 
 
 def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -350,12 +350,3 @@ def loader_worker(worker_id: int) -> None:
     """Sets up a loader worker: one thread each, and Ctrl-C is the main process's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Turns (N, H, W, 3) uint8 RGB into what the network wants: (N, 3, H, W) float32 of zero mean and unit variance.
-
-    The memory layout stays as it came, which is PyTorch's channels-last.
-    """
-    mean, std = (torch.tensor(values, device=images.device) for values in (MEAN, STD))
-    return images.float().sub_(255 * mean).div_(255 * std).permute(0, 3, 1, 2)

@@ -40,15 +40,16 @@ from dataset import (
     Sample,
     check_samples,
     default_data_path,
+    encode_png,
     find_samples,
     guarded,
     loader_worker,
     read_pair,
     train_ids_note,
 )
-from deploy import add_backend_flags, check_size, load_network
 from inference.backends import Network
 from inference.label_head import labels_from_logits
+from inference.predictor import add_backend_flags, check_size, load_network
 from training import distributed
 from utils import UserError, run_cli, writable_folder, write_file
 
@@ -203,11 +204,6 @@ class PredictionWriter:
         write_file(self.path(name), label_ids)
         if self.color_folder:
             write_file(self.color_folder / f"color_{name}.png", color)
-
-
-def encode_png(picture: np.ndarray) -> bytes:
-    """Returns the PNG file of an (H, W) or (H, W, 3) BGR uint8 array."""
-    return cv2.imencode(".png", picture)[1].tobytes()
 
 
 def predict_with(network: Network, with_loss: bool = False) -> Predict:

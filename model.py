@@ -21,7 +21,6 @@ Tags: `Paper:` a number from the paper, `Differs:` a departure from it (the READ
 
 from __future__ import annotations
 
-import re
 from contextlib import nullcontext
 from fractions import Fraction
 
@@ -29,6 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# Source: the ImageNet statistics, which the original repository used too; its weights want the same.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 MIN_SIZE = 32  # the deepest feature map is 1/32 of the input: below this it would be less than one cell
 
 
@@ -277,63 +279,10 @@ def bottlenecks(in_channels: int, out_channels: int, repeats: int, stride: int) 
     return nn.Sequential(first, *(Bottleneck(out_channels, out_channels, 1) for _ in range(repeats - 1)))
 
 
-# The original repository's names (github.com/leftthomas/FastSCNN), each with what it is called here.
-_ORIGINAL_NAMES = (
-    (r"^learning_to_down_sample\.conv\.conv\.", "learning_to_downsample.conv.0."),
-    (r"^learning_to_down_sample\.conv\.bn\.", "learning_to_downsample.conv.1."),
-    (r"^learning_to_down_sample\.", "learning_to_downsample."),
-    (r"^global_feature_extractor\.first_block\.", "global_feature_extractor.bottleneck1."),
-    (r"^global_feature_extractor\.second_block\.", "global_feature_extractor.bottleneck2."),
-    (r"^global_feature_extractor\.third_block\.", "global_feature_extractor.bottleneck3."),
-    (
-        r"^global_feature_extractor\.ppm\.stages\.(\d)\.1\.conv\.",
-        r"global_feature_extractor.pyramid_pooling.stages.\1.0.",
-    ),
-    (
-        r"^global_feature_extractor\.ppm\.stages\.(\d)\.1\.bn\.",
-        r"global_feature_extractor.pyramid_pooling.stages.\1.1.",
-    ),
-    (r"^global_feature_extractor\.ppm\.conv\.conv\.", "global_feature_extractor.pyramid_pooling.conv.0."),
-    (r"^global_feature_extractor\.ppm\.conv\.bn\.", "global_feature_extractor.pyramid_pooling.conv.1."),
-    (r"^feature_fusion\.dwconv\.conv\.", "feature_fusion.low_dwconv.0."),
-    (r"^feature_fusion\.dwconv\.bn\.", "feature_fusion.low_dwconv.1."),
-    (r"^feature_fusion\.conv_low_res\.", "feature_fusion.low_conv.0."),
-    (r"^feature_fusion\.conv_high_res\.", "feature_fusion.high_conv.0."),
-)
+def normalise(images: Tensor) -> Tensor:
+    """Turns (N, H, W, 3) uint8 RGB into what the network wants: (N, 3, H, W) float32 of zero mean and unit variance.
 
-
-def is_original(state: dict[str, Tensor]) -> bool:
-    """Tells by its names whether a bare state dict was saved by the original repository."""
-    return "learning_to_down_sample.conv.conv.weight" in state
-
-
-def convert_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a state dict of the original repository under the names of this file; the argument is left as it is.
-
-    The function is the same network's, exactly, for FastSCNN(align_corners=True): the original was trained so. Its
-    two 1x1 convolutions in the fusion have a bias and no BN, which an identity BN with that bias carries.
+    The memory layout stays as it came, which is PyTorch's channels-last.
     """
-    converted = {}
-    for name, tensor in state.items():
-        for pattern, replacement in _ORIGINAL_NAMES:
-            name, found = re.subn(pattern, replacement, name)
-            if found:
-                break
-        converted[name] = tensor
-    for branch in ("feature_fusion.low_conv", "feature_fusion.high_conv"):
-        bias = converted.pop(f"{branch}.0.bias", None)
-        if bias is not None:
-            # BN divides by sqrt(variance + eps): a weight of the same root makes it the identity.
-            eps = nn.BatchNorm2d(1).eps
-            converted[f"{branch}.1.weight"] = torch.full_like(bias, (1.0 + eps) ** 0.5)
-            converted[f"{branch}.1.bias"] = bias
-            converted[f"{branch}.1.running_mean"] = torch.zeros_like(bias)
-            converted[f"{branch}.1.running_var"] = torch.ones_like(bias)
-            converted[f"{branch}.1.num_batches_tracked"] = torch.tensor(0)
-    return converted
-
-
-def drop_profiler_buffers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns a state dict without the buffers that the profiler thop leaves behind, and the names it dropped."""
-    dropped = [name for name in state if name.rsplit(".", 1)[-1] in ("total_ops", "total_params")]
-    return {name: tensor for name, tensor in state.items() if name not in dropped}, dropped
+    mean, std = (torch.tensor(values, device=images.device) for values in (MEAN, STD))
+    return images.float().sub_(255 * mean).div_(255 * std).permute(0, 3, 1, 2)

@@ -21,20 +21,19 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset import DataError, Sample, check_samples, find_samples, guarded, loader_worker, read_pair, train_ids_note
-from deploy import build_model, check_state, initial_model
 from evaluate import PredictionWriter, Scores, evaluate, official_command, predict_with
 from inference.backends import torch_network
+from inference.checkpoints import build_model, check_state, initial_model
 from model import FastSCNN
-from speed.timing import count_parameters_and_macs
 from training import distributed
 from training.augment import EpochSampler, Scales, TrainSet
 from training.cache import open_cache
 from training.learner import Learner, half_precision, on_device
 from training.plots import plot_confusion, plot_curves
-from training.recipes import parse_args
-from training.resume import compare_settings, load_resumable, previous_path
+from training.recipes import compare_settings, load_resumable, parse_args, previous_path
 from utils import (
     UserError,
+    count_parameters_and_macs,
     keep_freed_memory,
     run_cli,
     save_checkpoint,

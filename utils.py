@@ -6,6 +6,7 @@ It knows nothing of Fast-SCNN, Cityscapes or argparse.
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import ctypes
 import io
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 
 class UserError(Exception):
@@ -198,3 +200,19 @@ def write_csv(path: str | Path, columns: Iterable[str], rows: Iterable[dict]) ->
     writer.writeheader()
     writer.writerows(rows)
     write_file(path, text.getvalue().encode())
+
+
+def count_parameters_and_macs(model: nn.Module, height: int, width: int) -> tuple[int, int]:
+    """Returns the parameters and, by thop, the multiply-adds for one RGB picture.
+
+    thop counts what batch normalisation costs too, and it hangs buffers onto a model that would reach its state
+    dict: it gets a copy.
+    """
+    from thop import profile
+    from thop.vision.basic_hooks import count_convNd
+
+    copied = copy.deepcopy(model).cpu().eval()
+    # thop goes by the exact class: one derived from Conv2d would count nothing
+    derived = {type(m): count_convNd for m in copied.modules() if isinstance(m, torch.nn.Conv2d)}
+    macs, _ = profile(copied, (torch.zeros(1, 3, height, width),), custom_ops=derived, verbose=False)
+    return sum(parameter.numel() for parameter in model.parameters()), int(macs)

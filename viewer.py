@@ -19,9 +19,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dataset import DataError, default_data_path, train_ids_note
-from deploy import add_backend_flags, load_predictor
-from evaluate import encode_png
+from dataset import DataError, default_data_path, encode_png, train_ids_note
+from inference.predictor import add_backend_flags, load_predictor
 from utils import UserError, run_cli, writable_folder, write_file
 from viewing.drawing import ALL_CLASSES, draw_result
 from viewing.pipeline import run_stages

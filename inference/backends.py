@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dataset import CLASSES, MEAN, STD, normalise
+from dataset import CLASSES
 from inference.folding import DTYPES, fold, split_into_strips
 from inference.label_head import labels_from_logits
-from model import FastSCNN
+from model import MEAN, STD, FastSCNN, normalise
 from utils import UserError, cpu_has_bf16
 
 PRECISIONS = {

@@ -13,10 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inference.folding import DTYPES, fold
-from model import FastSCNN, pooling_matrix
-
-# As in dataset.py, which wants OpenCV; a test compares them.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from model import MEAN, STD, FastSCNN, pooling_matrix
 
 
 def highest(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dataset import MEAN, STD
-from deploy import Predictor, load_model, load_network
 from inference.backends import PRECISIONS, describe
+from inference.checkpoints import load_model
 from inference.export import FORMATS, export, write_onnx
 from inference.label_head import labels_from_logits, mixed_share
-from model import FastSCNN
+from inference.predictor import Predictor, load_network
+from model import MEAN, STD, FastSCNN
 from speed.timing import alternate, alternate_timed, compare, fresh_process, peak_memory
 from utils import UserError, cpu_has_bf16, keep_freed_memory
 

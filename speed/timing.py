@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import multiprocessing
 import os
@@ -15,7 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import nn
 
 WARM_UP = 0.3  # seconds of each function on a GPU: one that idled has a low clock
 
@@ -147,19 +145,3 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def count_parameters_and_macs(model: nn.Module, height: int, width: int) -> tuple[int, int]:
-    """Returns the parameters and, by thop, the multiply-adds for one RGB picture.
-
-    thop counts what batch normalisation costs too, and it hangs buffers onto a model that would reach its state
-    dict: it gets a copy.
-    """
-    from thop import profile
-    from thop.vision.basic_hooks import count_convNd
-
-    copied = copy.deepcopy(model).cpu().eval()
-    # thop goes by the exact class: one derived from Conv2d would count nothing
-    derived = {type(m): count_convNd for m in copied.modules() if isinstance(m, torch.nn.Conv2d)}
-    macs, _ = profile(copied, (torch.zeros(1, 3, height, width),), custom_ops=derived, verbose=False)
-    return sum(parameter.numel() for parameter in model.parameters()), int(macs)

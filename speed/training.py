@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from dataset import ID_TO_TRAIN_ID, IGNORE_INDEX, MEAN, STD, Read, Sample, loader_worker, normalise, read_pair
-from model import FastSCNN
+from dataset import ID_TO_TRAIN_ID, IGNORE_INDEX, Read, Sample, loader_worker, read_pair
+from model import MEAN, STD, FastSCNN, normalise
 from speed.timing import alternate, compare, peak_in_fresh_process
 from training.augment import UNCHANGED, Scales, TrainSet
 from training.learner import Learner, half_precision

@@ -18,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dataset import CLASSES, normalise
-from deploy import load_model, load_network, load_predictor
+from dataset import CLASSES
 from inference.backends import METADATA, PRECISIONS, Pictures, describe, openvino_network
+from inference.checkpoints import load_model
 from inference.export import FORMATS, agreement, export, write_onnx
 from inference.folding import fold_batch_norm, split_into_strips
-from model import FastSCNN
-from synthetic import draw_scene
+from inference.predictor import load_network, load_predictor
+from model import FastSCNN, normalise
+from street.scene import draw_scene
 from utils import UserError
 
 WEIGHTS = ROOT / "weights" / "camvid.pth"

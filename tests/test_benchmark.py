@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import assert_user_error, random_frame, run_script, write_frame
 
-import dataset
+import model
 from benchmark import size_row
-from dataset import find_samples, normalise, read_pair
-from deploy import load_model, load_network
+from dataset import find_samples, read_pair
+from inference.checkpoints import load_model
+from inference.predictor import load_network
+from model import normalise
 from speed import training
 from speed.predictions import BASELINE, Side, add_memory, label_head_rows, picture_rows, plain_network
 from speed.timing import alternate, compare, table
@@ -39,8 +41,8 @@ def test_both_sides_make_the_same_sample(tmp_path) -> None:
         # The original pads before it maps nothing: its labels are the file's ids, and its padding is zero.
         known = label != 255
         np.testing.assert_array_equal(known | (our_label == 255), True)
-        normal = ((ours / 255 - dataset.MEAN) / dataset.STD).transpose(2, 0, 1)
-        assert np.abs(normal - picture)[:, known].max() < 1.01 / 255 / min(dataset.STD)
+        normal = ((ours / 255 - model.MEAN) / model.STD).transpose(2, 0, 1)
+        assert np.abs(normal - picture)[:, known].max() < 1.01 / 255 / min(model.STD)
 
 
 def test_both_sides_draw_the_same_crops(frames, monkeypatch) -> None:
@@ -52,8 +54,8 @@ def test_both_sides_draw_the_same_crops(frames, monkeypatch) -> None:
     keys = training.crop_keys(len(samples), 14)
     for key in keys:
         known = original[key][1] != 255
-        normal = dataset.normalise(ours[key][0][None])[0]
-        assert (normal - original[key][0])[:, known].abs().max() < 1.01 / 255 / min(dataset.STD)
+        normal = model.normalise(ours[key][0][None])[0]
+        assert (normal - original[key][0])[:, known].abs().max() < 1.01 / 255 / min(model.STD)
     scales = [training.SCALES.draw(np.random.default_rng((training.SEED, *key))) for key in keys]
     assert sorted(scales) == sorted(training.SCALES.values * 2)
     assert {index for _, index in keys} == {0, 1, 2}

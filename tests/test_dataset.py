@@ -7,7 +7,6 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-import torch
 from cityscapesscripts.helpers import labels as official
 from conftest import assert_user_error, random_frame, run_script, write_frame
 from hypothesis import given
@@ -73,18 +72,6 @@ def test_dummy_labels_of_the_test_split_are_not_read(frames) -> None:
     label.write_bytes(b"")
     (sample,) = find_samples(frames, "test")
     assert sample.label is None and (read_pair(sample)[1] == 255).all()
-
-
-def test_normalise_is_the_usual_formula() -> None:
-    """Swapped channels or a forgotten 255 train, but weights of others then see wrong colours."""
-    images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
-    expected = (images.permute(0, 3, 1, 2) / 255 - torch.tensor(dataset.MEAN).view(3, 1, 1)) / torch.tensor(
-        dataset.STD
-    ).view(3, 1, 1)
-    got = dataset.normalise(images)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    assert got.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.uint8
-    assert dataset.normalise(torch.tensor(dataset.MEAN_COLOUR, dtype=torch.uint8).view(1, 1, 1, 3)).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("damage", ["half", "no end", "empty", "text"])

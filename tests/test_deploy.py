@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import assert_user_error, run_script
 
-from deploy import initial_model, load_model, load_predictor
+from inference.checkpoints import initial_model, load_model
+from inference.predictor import load_predictor
 from model import FastSCNN
 from utils import UserError, save_checkpoint
 

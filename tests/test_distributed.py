@@ -17,9 +17,9 @@ from conftest import ROOT, run_script
 from test_train import FLAGS, assert_same_weights, read_csv, without_time
 
 from dataset import find_samples
-from deploy import load_model
 from evaluate import PredictionWriter, evaluate, predict_with
 from inference.backends import torch_network
+from inference.checkpoints import load_model
 from model import FastSCNN
 from training.learner import Learner
 from training.recipes import parse_args

@@ -11,13 +11,11 @@ import torch
 from conftest import ROOT, assert_user_error, run_script
 from test_benchmark import KEYS
 
-import dataset
-from deploy import load_model
-from inference import cuda
+from inference.checkpoints import load_model
 from inference.cuda import HEADS, Deployed, capture, plain
-from model import FastSCNN
+from model import MEAN, STD, FastSCNN, normalise
 from speed.gpu import WEIGHTS, Job, alternate_on, gpu_rows, measure, prepare, read_network, resized
-from synthetic import draw_scene
+from street.scene import draw_scene
 from utils import UserError
 
 SIZE = (70, 100)
@@ -36,11 +34,6 @@ def test_torch_and_numpy_are_enough() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_constants_are_those_of_the_data_set() -> None:
-    """Another normalisation measures as well and predicts something else."""
-    assert (cuda.MEAN, cuda.STD) == (dataset.MEAN, dataset.STD)
-
-
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_network_of_one_size_predicts_the_same(layout) -> None:
     """What is measured leaves something out: a pooling matrix of another size, the normalisation, a bias."""
@@ -48,8 +41,8 @@ def test_network_of_one_size_predicts_the_same(layout) -> None:
     images = torch.from_numpy(picture)[None]
     with torch.no_grad():
         found = Deployed(model, (97, 131), "fp32", layout=layout)(images)
-        baseline = plain(model, images, torch.tensor(dataset.MEAN), torch.tensor(dataset.STD))
-        expected = model(dataset.normalise(images)).argmax(1)
+        baseline = plain(model, images, torch.tensor(MEAN), torch.tensor(STD))
+        expected = model(normalise(images)).argmax(1)
     assert found.dtype == baseline.dtype == torch.uint8 and len(found.unique()) > 2
     assert (baseline == expected).float().mean() > 0.999 and (found == expected).float().mean() > 0.999
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
-import importlib
-import re
 from pathlib import Path
 
 import pytest

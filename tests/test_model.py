@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from model import FastSCNN, PyramidPooling, convert_original, drop_profiler_buffers, is_original, pooling_matrix
+from inference.checkpoints import convert_original, drop_profiler_buffers, is_original
+from model import MEAN, STD, FastSCNN, PyramidPooling, normalise, pooling_matrix
+from training.augment import MEAN_COLOUR
 
 NAMES = ROOT.parent / "shared" / "original_state_dict.json"
 
@@ -90,6 +92,16 @@ def test_depthwise_convolutions_train_in_single_precision(monkeypatch: pytest.Mo
     assert logits.dtype == torch.bfloat16
     assert {entry for entry in seen if entry[0]} == {(True, torch.float32, False)}
     assert (False, torch.bfloat16, True) in seen
+
+
+def test_normalise_is_the_usual_formula() -> None:
+    """Swapped channels or a forgotten 255 train, but weights of others then see wrong colours."""
+    images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
+    expected = (images.permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    got = normalise(images)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert got.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.uint8
+    assert normalise(torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(1, 1, 1, 3)).abs().max() < 0.02
 
 
 def test_auxiliary_heads_only_in_training() -> None:

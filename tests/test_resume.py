@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, assert_user_error
 from test_train import EVERYTHING, FLAGS, assert_same_weights, read_csv, train, without_time
 
-from training.resume import load_resumable, previous_path
+from training.recipes import load_resumable, previous_path
 from utils import UserError, load_checkpoint, save_checkpoint
 
 KILLS = 5

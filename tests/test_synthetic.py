@@ -14,7 +14,8 @@ from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
 from conftest import assert_user_error, run_script
 
-from synthetic import CITIES, draw_scene, write_dataset
+from street.scene import draw_scene
+from synthetic import CITIES, write_dataset
 from utils import UserError
 
 COUNTS = {"train": 24, "val": 24, "test": 2}

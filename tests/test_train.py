@@ -20,7 +20,7 @@ import torch
 from conftest import ROOT, assert_user_error, run_script
 
 from dataset import find_samples
-from deploy import load_model
+from inference.checkpoints import load_model
 from model import FastSCNN
 from train import COLUMNS, Run
 from training.recipes import parse_args

@@ -11,11 +11,11 @@ from conftest import ROOT
 
 from dataset import DataError
 from model import FastSCNN
-from speed.timing import count_parameters_and_macs
 from utils import (
     UserError,
     _message,
     choose_device,
+    count_parameters_and_macs,
     load_checkpoint,
     run_cli,
     save_checkpoint,

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
-from dataset import IGNORE_INDEX, MEAN_COLOUR, NUM_CLASSES, DataError, Read, ReadLog, Sample, read_pair
+from dataset import IGNORE_INDEX, NUM_CLASSES, DataError, Read, ReadLog, Sample, read_pair
+from model import MEAN
 
+MEAN_COLOUR = tuple(round(255 * mean) for mean in MEAN)  # RGB; normalises to about zero
 ATTEMPTS = 10  # crops that are drawn in search of one without a dominant class. Source: mmsegmentation's RandomCrop
 
 UNCHANGED = torch.tensor([1.0, 1.0, 1.0, 0.0])  # brightness, contrast and saturation factors, hue shift
@@ -63,7 +65,7 @@ def crop_image(image: np.ndarray, crop: Crop) -> np.ndarray:
 
     It is within one grey level of scaling the whole by cv2.resize with INTER_LINEAR. Padding is MEAN_COLOUR.
     """
-    out, window = _padded((*crop.size, 3), crop, MEAN_COLOUR)
+    out, window = _padded((*crop.size, 3), crop)
     blocks = [_blocks(*axis) for axis in zip(image.shape[:2], crop.scaled, crop.at, crop.filled, strict=True)]
     if math.prod(block.scaled for block in blocks) > 1.5 * math.prod(crop.filled):
         window[:] = _warp(image, crop)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dataset import normalise
-from model import FastSCNN
+from model import FastSCNN, normalise
 from training import distributed
 from training.augment import distort_colours
 from training.losses import auxiliary_loss, lovasz_loss, upsampled_loss

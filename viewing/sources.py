@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from dataset import IMAGE_SUFFIX, DataError, Sample, read_image, read_label
-from deploy import check_size
+from inference.predictor import check_size
 from utils import UserError
 from viewing.video import Frame, Problem, frame_count, frame_rate, open_capture, read_frames
 

@@ -1,0 +1,183 @@
+"""Weight files: loading, checking, and converting those of the original repository."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model import FastSCNN
+from utils import UserError, load_checkpoint
+
+AUX_HEADS = ("aux_shallow.", "aux_context.")
+CLASS_SCORES = ("classifier.conv.", "aux_shallow.classes.", "aux_context.classes.")
+
+
+def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """Loads weights from what train.py wrote, from a bare state dict, or from the original repository's weights.
+
+    Returns:
+        The state dict under our names, and the metadata of the file: align_corners and input_scale at least.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds code.
+    """
+    checkpoint = load_checkpoint(path)
+    metadata = {"align_corners": False, "input_scale": 1.0}
+    if isinstance(checkpoint.get("model"), dict) and isinstance(checkpoint.get("metadata"), dict):
+        state, metadata = checkpoint["model"], {**metadata, **checkpoint["metadata"]}
+    else:
+        state = checkpoint
+    state, dropped = drop_profiler_buffers(state)
+    if dropped:
+        _say(f"{path}: left out {len(dropped)} buffers of the profiler thop (total_ops, total_params)")
+    if is_original(state):
+        _say(f"{path}: weights of the original repository, converted (align_corners=True, as they were trained)")
+        state, metadata["align_corners"] = convert_original(state), True
+    return state, metadata
+
+
+def build_model(state: dict[str, Tensor], metadata: dict, aux: bool | None = None) -> FastSCNN:
+    """Returns the network that weights belong to, without loading them; aux None: heads if the weights have them."""
+    if aux is None:
+        aux = any(name.startswith(AUX_HEADS) for name in state)
+    return FastSCNN(align_corners=metadata["align_corners"], aux=aux, input_scale=float(metadata["input_scale"]))
+
+
+def load_model(path: str | Path) -> tuple[FastSCNN, dict]:
+    """Loads a network for inference.
+
+    Returns:
+        The network in eval mode on the CPU, and the metadata of the file.
+
+    Raises:
+        UserError: as load_state, and where the weights belong to another network.
+    """
+    state, metadata = load_state(path)
+    model = build_model(state, metadata)
+    check_state(path, state, model.state_dict())
+    model.load_state_dict(state)
+    return model.eval(), metadata
+
+
+def initial_model(path: str | Path, aux: bool, reset_head: bool) -> FastSCNN:
+    """Returns a network for fine-tuning; what is not taken from the file is random, and said.
+
+    Args:
+        path: the weights.
+        aux: give it auxiliary heads, from the file if it has them.
+        reset_head: leave out class scores of another size than NUM_CLASSES.
+
+    Raises:
+        UserError: as load_model.
+    """
+    state, metadata = load_state(path)
+    model = build_model(state, {**metadata, "input_scale": 1.0}, aux)
+    wanted = model.state_dict()
+    unused = [name for name in state if name.startswith(AUX_HEADS) and name not in wanted]
+    fresh = [name for name in wanted if name.startswith(AUX_HEADS) and name not in state]
+    if reset_head:
+        heads = [name for name in wanted if name.startswith(CLASS_SCORES)]
+        fresh += [name for name in heads if name in state and state[name].shape != wanted[name].shape]
+    for what, names in (("left out", unused), ("random, not from the file", fresh)):
+        if names:
+            _say(f"{path}: {len(names)} tensors {what} ({names[0]} ...)")
+    merged = {name: tensor for name, tensor in state.items() if name not in unused}
+    merged |= {name: wanted[name] for name in fresh}
+    check_state(path, merged, wanted)
+    model.load_state_dict(merged)
+    return model
+
+
+def check_state(path: str | Path, found: dict, expected: dict[str, Tensor]) -> None:
+    """Compares a state dict with what a network wants.
+
+    Raises:
+        UserError: names or shapes differ; the message counts them and names the first.
+    """
+    missing = [name for name in expected if name not in found]
+    foreign = [name for name in found if name not in expected]
+    other = [
+        f"{name} {tuple(getattr(found[name], 'shape', ()))} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and getattr(found[name], "shape", None) != tensor.shape
+    ]
+    differences = [
+        f"{len(names)} {what} (first: {names[0]})"
+        for what, names in (("missing", missing), ("unknown", foreign), ("of another shape", other))
+        if names
+    ]
+    if differences:
+        raise UserError(
+            f"{path} belongs to another network: of {len(expected)} tensors expected and {len(found)} found, "
+            f"{', '.join(differences)}; expected Fast-SCNN with 19 classes"
+        )
+
+
+# The original repository's names (github.com/leftthomas/FastSCNN), each with what it is called here.
+_ORIGINAL_NAMES = (
+    (r"^learning_to_down_sample\.conv\.conv\.", "learning_to_downsample.conv.0."),
+    (r"^learning_to_down_sample\.conv\.bn\.", "learning_to_downsample.conv.1."),
+    (r"^learning_to_down_sample\.", "learning_to_downsample."),
+    (r"^global_feature_extractor\.first_block\.", "global_feature_extractor.bottleneck1."),
+    (r"^global_feature_extractor\.second_block\.", "global_feature_extractor.bottleneck2."),
+    (r"^global_feature_extractor\.third_block\.", "global_feature_extractor.bottleneck3."),
+    (
+        r"^global_feature_extractor\.ppm\.stages\.(\d)\.1\.conv\.",
+        r"global_feature_extractor.pyramid_pooling.stages.\1.0.",
+    ),
+    (
+        r"^global_feature_extractor\.ppm\.stages\.(\d)\.1\.bn\.",
+        r"global_feature_extractor.pyramid_pooling.stages.\1.1.",
+    ),
+    (r"^global_feature_extractor\.ppm\.conv\.conv\.", "global_feature_extractor.pyramid_pooling.conv.0."),
+    (r"^global_feature_extractor\.ppm\.conv\.bn\.", "global_feature_extractor.pyramid_pooling.conv.1."),
+    (r"^feature_fusion\.dwconv\.conv\.", "feature_fusion.low_dwconv.0."),
+    (r"^feature_fusion\.dwconv\.bn\.", "feature_fusion.low_dwconv.1."),
+    (r"^feature_fusion\.conv_low_res\.", "feature_fusion.low_conv.0."),
+    (r"^feature_fusion\.conv_high_res\.", "feature_fusion.high_conv.0."),
+)
+
+
+def is_original(state: dict[str, Tensor]) -> bool:
+    """Tells by its names whether a bare state dict was saved by the original repository."""
+    return "learning_to_down_sample.conv.conv.weight" in state
+
+
+def convert_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a state dict of the original repository under the names of this file; the argument is left as it is.
+
+    The function is the same network's, exactly, for FastSCNN(align_corners=True): the original was trained so. Its
+    two 1x1 convolutions in the fusion have a bias and no BN, which an identity BN with that bias carries.
+    """
+    converted = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _ORIGINAL_NAMES:
+            name, found = re.subn(pattern, replacement, name)
+            if found:
+                break
+        converted[name] = tensor
+    for branch in ("feature_fusion.low_conv", "feature_fusion.high_conv"):
+        bias = converted.pop(f"{branch}.0.bias", None)
+        if bias is not None:
+            # BN divides by sqrt(variance + eps): a weight of the same root makes it the identity.
+            eps = nn.BatchNorm2d(1).eps
+            converted[f"{branch}.1.weight"] = torch.full_like(bias, (1.0 + eps) ** 0.5)
+            converted[f"{branch}.1.bias"] = bias
+            converted[f"{branch}.1.running_mean"] = torch.zeros_like(bias)
+            converted[f"{branch}.1.running_var"] = torch.ones_like(bias)
+            converted[f"{branch}.1.num_batches_tracked"] = torch.tensor(0)
+    return converted
+
+
+def drop_profiler_buffers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns a state dict without the buffers that the profiler thop leaves behind, and the names it dropped."""
+    dropped = [name for name in state if name.rsplit(".", 1)[-1] in ("total_ops", "total_params")]
+    return {name: tensor for name, tensor in state.items() if name not in dropped}, dropped
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
