@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,14 +19,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataset import DataError, find_samples, read_image
-from deploy import read_pictures
 from inference.checkpoints import load_model
 from model import FastSCNN
 from speed.gpu import gpu_rows
 from speed.predictions import STAGES, add_memory, label_head_rows, open_sides, picture_rows
 from speed.timing import in_fresh_process, machine, table
 from street.scene import draw_scene
-from synthetic import write_dataset
 from training.cache import open_cache
 from utils import UserError, count_parameters_and_macs, keep_freed_memory, run_cli, save_checkpoint, write_file
 
@@ -115,7 +115,7 @@ def inference_rows(args: argparse.Namespace, folder: Path) -> list[dict]:
         scene = read_image(samples[len(samples) // 2].image)
         pictures = [read_image(sample.image) for sample in samples[:: max(1, len(samples) // 16)]]
     else:
-        scene, pictures = draw_scene(0, *FRAME)[0], read_pictures(None)
+        scene, pictures = draw_scene(0, *FRAME)[0], [draw_scene(seed, 512, 1024)[0] for seed in range(4)]
     rows = []
     with ExitStack() as stack:
         sides, missing = open_sides(model, weights, folder, pictures, FRAME if args.quick else None, stack)
@@ -139,13 +139,21 @@ def inference_rows(args: argparse.Namespace, folder: Path) -> list[dict]:
     return rows
 
 
+def draw_frames(folder: Path, count: int) -> None:
+    """Draws training frames of 1024x2048."""
+    sizes = {"height": FRAME[0], "width": FRAME[1], "train": count, "val": 0, "test": 0}
+    flags = [f"--{name}={value}" for name, value in {"output": folder, **sizes}.items()]
+    script = Path(__file__).resolve().parent / "synthetic.py"
+    subprocess.run([sys.executable, str(script), *flags], check=True, capture_output=True)
+
+
 def training_rows(args: argparse.Namespace, folder: Path) -> list[dict]:
     """Measures and prints training samples and loaders."""
     # Here, as it imports torchvision: over a second, in each process whose memory is measured too.
     from speed.training import loader_rows, loop_rows, sample_rows, step_rows
 
     if args.data_path is None:
-        write_dataset(folder / "frames", *FRAME, train=2 if args.quick else 4, val=0, test=0, seed=0)
+        draw_frames(folder / "frames", 2 if args.quick else 4)
     samples = find_samples(args.data_path or folder / "frames", "train")
     samples = samples[:: -(-len(samples) // MOST_FRAMES)]
     cached = open_cache(folder / "cache", samples).read

@@ -179,7 +179,7 @@ def read_label(path: str | Path, train_ids: bool = False) -> np.ndarray:
         channels = 1 if raw.ndim == 2 else raw.shape[2]
         raise DataError(
             f"{path} has {channels} channel(s) of {raw.dtype}, expected one of uint8 with "
-            f"{'train' if train_ids else 'label'} ids; a colour picture or a palette PNG is no label file"
+            f"{'train' if train_ids else 'label'} ids; a color picture or a palette PNG is no label file"
         )
     label = cv2.LUT(raw, TRAIN_ID_TO_TRAIN_ID if train_ids else ID_TO_TRAIN_ID)
     if (label == _INVALID).any():
@@ -245,7 +245,7 @@ def check_samples(samples: Sequence[Sample]) -> None:
 
 
 def png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
-    """Returns height, width, bit depth and colour type of a PNG that has its end marker; None for any other format.
+    """Returns height, width, bit depth and color type of a PNG that has its end marker; None for any other format.
 
     Raises:
         DataError: it cannot be read, or is empty or truncated; `what` it is to hold is named.
@@ -272,7 +272,7 @@ Read = Callable[[Sample], tuple[np.ndarray, np.ndarray]]
 class ReadLog:
     """Which frame each loader worker is at, in memory that the parent process still sees when the worker is dead.
 
-    A data set that has one, as `log`, besides its `samples` can be iterated over under `guarded`.
+    A data set that has one, as `log`, besides its `samples` can be iterated over under `naming_dead_workers`.
     """
 
     MOST_WORKERS = 1024
@@ -299,7 +299,7 @@ class ReadLog:
 
 
 @contextlib.contextmanager
-def guarded(loader: DataLoader) -> Iterator[None]:
+def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
     """Turns the death of a loader worker into an error that names the frame that it was reading.
 
     It goes around the whole loop: PyTorch raises the death out of a signal handler, in the middle of whatever is done

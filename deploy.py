@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from dataset import DataError, read_image
-from inference.backends import Network, check_precision, describe
+from inference.backends import Network, check_precision, export_metadata
 from inference.checkpoints import load_model
 from inference.export import AGREEMENT, FORMATS, agreement, export
 from inference.predictor import check_size, load_predictor  # noqa: F401  load_predictor: the documented import
@@ -88,7 +88,7 @@ def main() -> int:
                     f"{100 * least:g} %: nothing was written; take another precision"
                 )
 
-    export(model, describe(model, source, args.precision, size), output, args.format, pictures, check)
+    export(model, export_metadata(model, source, args.precision, size), output, args.format, pictures, check)
     files = [output, output.with_suffix(".bin")] if args.format == "openvino" else [output]
     print(f"{', '.join(map(str, files))}: {args.precision}, {'any size' if args.dynamic else f'{size[0]}x{size[1]}'}")
     return 0

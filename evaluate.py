@@ -42,8 +42,8 @@ from dataset import (
     default_data_path,
     encode_png,
     find_samples,
-    guarded,
     loader_worker,
+    naming_dead_workers,
     read_pair,
     train_ids_note,
 )
@@ -170,7 +170,7 @@ class PredictionWriter:
     Args:
         folder: the results root; made where it is missing.
         samples: the frames that will be written.
-        color_folder: where to write colour pictures too; their names never match a frame's, so that the official
+        color_folder: where to write color pictures too; their names never match a frame's, so that the official
             script cannot take one for a prediction.
 
     Raises:
@@ -254,7 +254,7 @@ def evaluate(
     loader = DataLoader(FrameSet(samples, read), num_workers=workers, worker_init_fn=loader_worker)
     confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
     loss_sum, left = 0.0, []
-    with guarded(loader):
+    with naming_dead_workers(loader):
         for images, targets, index in tqdm(loader, desc="evaluate", leave=False, disable=distributed.hide_bars()):
             check_size(images.shape[1:3], samples[int(index)].image)
             labels, loss = predict(images, targets)
@@ -267,10 +267,10 @@ def evaluate(
                 else:
                     left.append(encoded)
     if writer:
-        for encoded in itertools.chain.from_iterable(distributed.at_first(left)):
+        for encoded in itertools.chain.from_iterable(distributed.gather_to_first(left)):
             writer.write(*encoded)
-    confusion = distributed.add_up(confusion)
-    loss_sum = float(distributed.add_up(torch.tensor(loss_sum, dtype=torch.float64)))
+    confusion = distributed.all_reduce_sum(confusion)
+    loss_sum = float(distributed.all_reduce_sum(torch.tensor(loss_sum, dtype=torch.float64)))
     pixels = int(confusion.sum())
     return Scores(confusion.numpy(), loss_sum / pixels if pixels else math.nan)
 
@@ -303,7 +303,7 @@ def parse_args() -> argparse.Namespace:
         "--split", default="val", choices=SPLITS, help="test is only predicted: it has no public labels"
     )
     parser.add_argument("--save_dir", help="write label-id PNGs here (test: $CITYSCAPES_RESULTS, else ./results)")
-    parser.add_argument("--color_dir", help="write colour PNGs here")
+    parser.add_argument("--color_dir", help="write color PNGs here")
     parser.add_argument("--json", metavar="FILE", help="write the scores here")
     add_backend_flags(parser)
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="loader processes")

@@ -68,11 +68,11 @@ class FastSCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Returns logits at the size of x; see the class for what training mode with auxiliary heads returns."""
-        logits, *auxiliary = self.heads(x)
+        logits, *auxiliary = self.logits(x)
         logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         return [logits, *auxiliary] if auxiliary else logits
 
-    def heads(self, x: Tensor) -> list[Tensor]:
+    def logits(self, x: Tensor) -> list[Tensor]:
         """Returns the logits before upsampling, (N, K, ceil(H/8), ceil(W/8)) at input_scale 1; then auxiliary ones."""
         if self.input_scale != 1:
             # In whole numbers: a rounded float of a size that is not known yet cannot be exported.

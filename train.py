@@ -20,7 +20,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import DataError, Sample, check_samples, find_samples, guarded, loader_worker, read_pair, train_ids_note
+from dataset import (
+    DataError,
+    Sample,
+    check_samples,
+    find_samples,
+    loader_worker,
+    naming_dead_workers,
+    read_pair,
+    train_ids_note,
+)
 from evaluate import PredictionWriter, Scores, evaluate, official_command, predict_with
 from inference.backends import torch_network
 from inference.checkpoints import build_model, check_state, initial_model
@@ -157,7 +166,7 @@ class Run:
         batches = tqdm(
             self.loader, desc=f"epoch {epoch}/{self.args.epochs}", leave=False, disable=distributed.hide_bars()
         )
-        with guarded(self.loader):
+        with naming_dead_workers(self.loader):
             for batch in on_device(batches, self.device):
                 self.check_interrupted()
                 loss, valid = self.learner.step((epoch - 1) * len(self.sampler) + len(losses), *batch)
@@ -172,7 +181,7 @@ class Run:
 
     def _check_finite(self, losses: list[Tensor], epoch: int) -> Tensor:
         """Returns the losses of the steps of an epoch so far, means over the processes, in double precision."""
-        means = distributed.add_up(torch.stack(losses)).cpu().double() / distributed.count()
+        means = distributed.all_reduce_sum(torch.stack(losses)).cpu().double() / distributed.count()
         finite = torch.isfinite(means)
         if not finite.all():
             step = int((~finite).nonzero()[0]) + 1
@@ -185,7 +194,9 @@ class Run:
 
     def validate(self, write: bool) -> Scores:
         """Scores the validation frames at their full size, and writes the predictions if asked to."""
-        distributed.follow_first(self.learner.scored)  # each has statistics of its own crops where they are not shared
+        distributed.broadcast_from_first(
+            self.learner.scored
+        )  # each has statistics of its own crops where they are not shared
         scored = predict_with(torch_network(self.learner.scored, self.device, "fp32", compiled=False), with_loss=True)
 
         def predict(images: Tensor, targets: Tensor) -> tuple[Tensor, float]:
@@ -349,7 +360,7 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
         return 128 + run.interrupted_by
     print(f"\nbest weights: epoch {run.best['epoch']}, {run.best_path}")
     print(scores.table())
-    print(f"\nstatistics {run.csv_path}\npredictions {run.writer.folder}, in colour {run.writer.color_folder}")
+    print(f"\nstatistics {run.csv_path}\npredictions {run.writer.folder}, in color {run.writer.color_folder}")
     print("official evaluation:")
     print(official_command(args.data_path, run.writer.folder, run.folder))
     return 0
@@ -359,7 +370,7 @@ def main() -> int:
     """Trains, alone or as one of several distributed."""
     args = parse_args()
     keep_freed_memory()
-    with distributed.joined(args.device) as device:
+    with distributed.process_group(args.device) as device:
         return train(args, device)
 
 

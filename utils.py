@@ -56,6 +56,38 @@ def _message(error: Exception) -> str:
     return lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
 
 
+class StopSignal:
+    """Ctrl-C and SIGTERM as a flag that is asked between two pieces of work; true once one of them came.
+
+    An exception out of a signal handler could come up in the middle of a save, or inside a library that turns it into
+    another one. A second signal ends the process at once.
+
+    Attributes:
+        number: of the signal, 0 before it comes.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def listen(self) -> None:
+        """Takes both signals from now on."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._take)
+
+    def _take(self, number: int, frame: object) -> None:
+        if self.number:
+            os._exit(128 + number)
+        self.number = number
+
+    def __bool__(self) -> bool:
+        return self.number != 0
+
+    @property
+    def status(self) -> int:
+        """The exit status that a shell expects of a process that a signal ended."""
+        return 128 + self.number
+
+
 def choose_device(name: str = "auto") -> torch.device:
     """Returns the named device, or for "auto" the first of CUDA, MPS and CPU that this machine has.
 

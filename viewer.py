@@ -1,4 +1,4 @@
-"""Draws pictures and videos beside the prediction, in the Cityscapes colours.
+"""Draws pictures and videos beside the prediction, in the Cityscapes colors.
 
 python viewer.py --model_weight 1024_2048_model.pth --input_pic any.jpg
 python viewer.py --model_weight 1024_2048_model.pth --input_pic drive.mp4 --overlay --width 960

@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from model import FastSCNN  # noqa: E402
 
-COLOURS = {
+COLORS = {
     "learning_to_downsample": "#4e79a7",
     "global_feature_extractor": "#f28e2b",
     "feature_fusion": "#59a14f",
@@ -65,10 +65,10 @@ def main() -> None:
     figure, axes = plt.subplots(figsize=(16, 3.9), dpi=110)
     places = {}
 
-    def box(x: float, y: float, text: str, below: str, colour: str) -> None:
+    def box(x: float, y: float, text: str, below: str, color: str) -> None:
         axes.add_patch(
             FancyBboxPatch(
-                (x - WIDTH / 2, y - HEIGHT / 2), WIDTH, HEIGHT, boxstyle="round,pad=0.02", fc=colour, ec="none"
+                (x - WIDTH / 2, y - HEIGHT / 2), WIDTH, HEIGHT, boxstyle="round,pad=0.02", fc=color, ec="none"
             )
         )
         axes.text(x, y, text, ha="center", va="center", color="white", fontsize=8.6)
@@ -82,7 +82,7 @@ def main() -> None:
     places["input"] = (0, STEP_Y)
     for name, text, column, row in BLOCKS:
         places[name] = (column * STEP_X, row * STEP_Y)
-        box(*places[name], text, outputs[name], COLOURS[name.split(".")[0]])
+        box(*places[name], text, outputs[name], COLORS[name.split(".")[0]])
     box(12 * STEP_X, STEP_Y, "bilinear x8", "1024 x 2048\n19 classes", "#888888")
     places["output"] = (12 * STEP_X, STEP_Y)
 
@@ -98,11 +98,11 @@ def main() -> None:
     shallow, fusion = places["learning_to_downsample.dsconv2"], places["feature_fusion"]
     arrow((shallow[0] + WIDTH / 2, shallow[1]), (fusion[0] - WIDTH / 2, fusion[1]))
     axes.text((shallow[0] + fusion[0]) / 2, STEP_Y + 0.08, "skip connection, 1/8", ha="center", fontsize=8.5)
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         columns = [column for block, _, column, _ in BLOCKS if block.startswith(name)]
         row = next(row for block, _, _, row in BLOCKS if block.startswith(name))
         middle = STEP_X * sum(columns) / len(columns)
-        axes.text(middle, row * STEP_Y + 0.6, name, ha="center", color=colour, fontsize=10.5, weight="bold")
+        axes.text(middle, row * STEP_Y + 0.6, name, ha="center", color=color, fontsize=10.5, weight="bold")
     axes.set_xlim(-0.9, 12 * STEP_X + 0.9)
     axes.set_ylim(-1.15, STEP_Y + 1.0)
     axes.axis("off")

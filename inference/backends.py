@@ -58,7 +58,7 @@ def check_precision(backend: str, precision: str) -> None:
         )
 
 
-def package(name: str, backend: str) -> object:
+def require(name: str, backend: str) -> object:
     """Imports the package of a backend.
 
     Raises:
@@ -72,7 +72,7 @@ def package(name: str, backend: str) -> object:
         ) from None
 
 
-class Pictures(nn.Module):
+class Uint8Network(nn.Module):
     """The network as it is deployed: uint8 pictures in, normalisation inside, logits at 1/8 out.
 
     Args:
@@ -85,7 +85,7 @@ class Pictures(nn.Module):
         self.dtype, self.model = DTYPES[precision], fold(model, precision)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.heads(normalise(images).to(self.dtype))[0]
+        return self.model.logits(normalise(images).to(self.dtype))[0]
 
 
 def torch_network(model: FastSCNN, device: torch.device, precision: str, compiled: bool) -> Network:
@@ -99,7 +99,7 @@ def torch_network(model: FastSCNN, device: torch.device, precision: str, compile
     """
     backend = "torch-compile" if compiled else "torch"
     check_precision(backend, precision)
-    pictures = Pictures(model, precision).to(device, memory_format=torch.channels_last)
+    pictures = Uint8Network(model, precision).to(device, memory_format=torch.channels_last)
     if device.type == "cpu" and not compiled:  # the compiler fuses layers itself
         split_into_strips(pictures.model)
     forward = torch.compile(pictures, dynamic=False) if compiled else pictures
@@ -111,7 +111,7 @@ def torch_network(model: FastSCNN, device: torch.device, precision: str, compile
     return Network(run, model.align_corners, f"{backend} {precision}")
 
 
-def describe(model: FastSCNN, source: str, precision: str, size: tuple[int, int] | None) -> dict:
+def export_metadata(model: FastSCNN, source: str, precision: str, size: tuple[int, int] | None) -> dict:
     """Returns the metadata of an exported file, in plain values.
 
     Args:
@@ -175,7 +175,7 @@ def onnx_network(path: str | Path) -> tuple[Network, dict]:
     Raises:
         UserError: the package is missing, or the file is damaged or foreign.
     """
-    runtime = package("onnxruntime", "onnx")
+    runtime = require("onnxruntime", "onnx")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:
@@ -203,7 +203,7 @@ def openvino_network(path: str | Path, precision: str | None = None) -> tuple[Ne
     Raises:
         UserError: the package is missing, or the file is damaged or foreign.
     """
-    openvino = package("openvino", "openvino")
+    openvino = require("openvino", "openvino")
     core = openvino.Core()
     weights = Path(path).with_suffix(".bin")
     if Path(path).suffix == ".xml" and not weights.is_file():
@@ -213,7 +213,7 @@ def openvino_network(path: str | Path, precision: str | None = None) -> tuple[Ne
     except RuntimeError as error:
         raise UserError(f"{path} is damaged or no OpenVINO file ({_first_line(error)}); export it again") from None
     if Path(path).suffix == ".onnx":
-        onnx = package("onnx", "openvino")
+        onnx = require("onnx", "openvino")
         text = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}.get(METADATA)
     else:
         text = graph.get_rt_info(METADATA).astype(str) if graph.has_rt_info(METADATA) else None

@@ -80,7 +80,7 @@ class Deployed(nn.Module):
     def logits(self, images: Tensor) -> Tensor:
         """Returns the (N, K, h, w) float32 logits at 1/8."""
         x = (images * self.scale + self.shift).to(self.dtype).permute(0, 3, 1, 2)
-        return self.model.heads(x.contiguous(memory_format=self.layout))[0].contiguous()
+        return self.model.logits(x.contiguous(memory_format=self.layout))[0].contiguous()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.logits(images), self.size, self.model.align_corners)

@@ -19,11 +19,11 @@ import torch
 from inference.backends import (
     METADATA,
     Network,
-    Pictures,
+    Uint8Network,
     check_precision,
     onnx_network,
     openvino_network,
-    package,
+    require,
     torch_network,
 )
 from model import MIN_SIZE, FastSCNN
@@ -55,7 +55,7 @@ def export(
 
     Args:
         model: the network.
-        metadata: of backends.describe; `size` and `precision` decide what is written.
+        metadata: of backends.export_metadata; `size` and `precision` decide what is written.
         path: ends as FORMATS says.
         format: one of FORMATS.
         pictures: (H, W, 3) uint8 of any sizes, for the calibration of int8.
@@ -83,8 +83,8 @@ def export(
 
 def write_onnx(model: FastSCNN, metadata: dict, path: Path) -> None:
     """Writes the ONNX file of the network in single precision, weights included."""
-    package("onnxscript", "onnx")
-    onnx = package("onnx", "onnx")
+    require("onnxscript", "onnx")
+    onnx = require("onnx", "onnx")
     size = metadata["size"]
     height, width = size or (256, 512)
     example = torch.zeros(1, height, width, 3, dtype=torch.uint8)
@@ -93,7 +93,7 @@ def write_onnx(model: FastSCNN, metadata: dict, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            Pictures(model),
+            Uint8Network(model),
             (example,),
             input_names=["pictures"],
             output_names=["logits"],
@@ -110,10 +110,10 @@ def write_onnx(model: FastSCNN, metadata: dict, path: Path) -> None:
 
 def _write_openvino(metadata: dict, path: Path, pictures: Sequence[np.ndarray]) -> None:
     """Converts the ONNX file beside `path` to OpenVINO's pair."""
-    openvino = package("openvino", "openvino")
+    openvino = require("openvino", "openvino")
     graph = openvino.Core().read_model(str(path.with_suffix(".onnx")))
     if metadata["precision"] == "int8":
-        nncf = package("nncf", "openvino")
+        nncf = require("nncf", "openvino")
         nncf.set_log_level(logging.ERROR)
         convolutions = [
             node.get_friendly_name() for node in graph.get_ordered_ops() if "Convolution" in node.get_type_name()
@@ -133,8 +133,8 @@ def _write_openvino(metadata: dict, path: Path, pictures: Sequence[np.ndarray]) 
 
 def _quantise_onnx(path: Path, pictures: Sequence[np.ndarray]) -> None:
     """Replaces an ONNX file by its int8 form, which is right on processors without VNNI too."""
-    quantization = package("onnxruntime.quantization", "onnx")
-    onnx = package("onnx", "onnx")
+    quantization = require("onnxruntime.quantization", "onnx")
+    onnx = require("onnx", "onnx")
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inference.backends import PRECISIONS, Network, check_precision, describe, package, torch_network
+from inference.backends import PRECISIONS, Network, check_precision, export_metadata, require, torch_network
 from inference.checkpoints import load_model
 from inference.export import FORMATS, open_exported, write_onnx
 from model import MIN_SIZE
@@ -96,10 +96,10 @@ def load_network(
         raise UserError(
             f"int8 has to be calibrated: python deploy.py --model_weight {path} --precision int8 --pictures F"
         )
-    package({"onnx": "onnxruntime"}.get(backend, backend), backend)
+    require({"onnx": "onnxruntime"}.get(backend, backend), backend)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
-        write_onnx(model, describe(model, "", "fp32", None), file)
+        write_onnx(model, export_metadata(model, "", "fp32", None), file)
         return open_exported(file, backend, precision)[0], metadata
 
 

@@ -97,7 +97,7 @@ def measure(
 
 
 def resized(picture: np.ndarray | None, size: tuple[int, int], batch: int, device: torch.device) -> Tensor:
-    """Returns (N, H, W, 3) uint8 pictures on the device; without a picture, blobs of colour."""
+    """Returns (N, H, W, 3) uint8 pictures on the device; without a picture, blobs of color."""
     if picture is None:
         source = torch.rand(1, 3, 9, 18, generator=torch.Generator().manual_seed(0)) * 255
     else:
@@ -178,7 +178,7 @@ def network_rows(job: Job, images: Tensor, precision: str) -> list[dict]:
     mean, std = (torch.tensor(values, device=job.device).view(3, 1, 1) for values in (MEAN, STD))
 
     def baseline() -> Tensor:
-        return job.model.heads((images.permute(0, 3, 1, 2).contiguous().float() / 255 - mean) / std)[0]
+        return job.model.logits((images.permute(0, 3, 1, 2).contiguous().float() / 255 - mean) / std)[0]
 
     network = Deployed(job.model, size, precision)
     ways = prepare(job, "network, CUDA graph", "torch-graph", precision, lambda: capture(network.logits, images))
@@ -255,7 +255,7 @@ def gpu_rows(
 
     Args:
         model: the network; its input_scale is left out.
-        picture: (H, W, 3) uint8 RGB, resized to every size; None for blobs of colour.
+        picture: (H, W, 3) uint8 RGB, resized to every size; None for blobs of color.
         repeats: of each side.
         quick: the first size and precision only, nothing that takes minutes to prepare.
         device: where; on a CPU nothing is captured or timed by events.

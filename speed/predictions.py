@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from inference.backends import PRECISIONS, describe
+from inference.backends import PRECISIONS, export_metadata
 from inference.checkpoints import load_model
 from inference.export import FORMATS, export, write_onnx
 from inference.label_head import labels_from_logits, mixed_share
@@ -34,7 +34,7 @@ def plain_network(model: FastSCNN, picture: np.ndarray, heads: bool) -> torch.Te
     """Runs the network as public repositories do: to the logits of every pixel, or with `heads` to those at 1/8."""
     x = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous().float() / 255
     x = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    return model.heads(x)[0] if heads else model(x)
+    return model.logits(x)[0] if heads else model(x)
 
 
 class Side:
@@ -150,12 +150,17 @@ def open_sides(
                 if precision == "int8":
                     path = folder / {"onnx": "int8.onnx", "openvino": "int8.xml"}[backend]
                     export(
-                        model, describe(model, "", "int8", None), path, backend, pictures, check=lambda network: None
+                        model,
+                        export_metadata(model, "", "int8", None),
+                        path,
+                        backend,
+                        pictures,
+                        check=lambda network: None,
                     )
                 elif backend in FORMATS:
                     path = shared
                     if not shared.exists():
-                        write_onnx(model, describe(model, "", "fp32", size), shared)
+                        write_onnx(model, export_metadata(model, "", "fp32", size), shared)
                 sides.append(Side(path, backend, precision))
             except UserError as error:
                 missing.append(f"{backend} {precision}: not run ({error})")

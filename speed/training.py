@@ -166,7 +166,7 @@ def make_learner() -> Learner:
 
 
 def _batch(size: tuple[int, int]) -> list[Tensor]:
-    """Noise for steps alone: images and targets as TrainSet gives them, and no change of colours."""
+    """Noise for steps alone: images and targets as TrainSet gives them, and no change of colors."""
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randint(0, 256, (BATCH, *size, 3), dtype=torch.uint8, generator=generator)
     targets = torch.randint(0, 19, (BATCH, *size), dtype=torch.uint8, generator=generator)

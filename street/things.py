@@ -1,8 +1,8 @@
 """What the things of a synthetic street look like, and the camera and light that they are seen by.
 
 A scene is built in metres (x to the right, y up, z ahead of the camera; the road is at y = 0) and seen through a
-pinhole camera. What a thing is follows from its shape, texture and place; its colour says little, and light, haze and
-exposure differ between pictures, so that a network has to learn more than a table of colours.
+pinhole camera. What a thing is follows from its shape, texture and place; its color says little, and light, haze and
+exposure differ between pictures, so that a network has to learn more than a table of colors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 SQUARE = np.array(((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)))
 UP = np.array((0.0, 1.0, 0.0))
 # fmt: off
-# Colours, chosen anew for every object: the least and the greatest hue, saturation and value.
+# Colors, chosen anew for every object: the least and the greatest hue, saturation and value.
 TINTS = {
     "sky": (0.53, 0.63, 0.1, 0.7, 0.55, 1), "grey sky": (0, 1, 0, 0.2, 0.5, 0.95), "haze": (0, 1, 0, 0.25, 0.6, 0.9),
     "grass": (0.14, 0.28, 0.35, 0.7, 0.45, 0.75), "leaf": (0.2, 0.4, 0.4, 0.9, 0.2, 0.5),
@@ -29,7 +29,7 @@ TINTS = {
     "white": (0, 1, 0, 0.05, 0.85, 1), "red": (0.97, 1, 0.8, 0.95, 0.7, 0.95), "amber": (0.1, 0.13, 0.7, 0.95, 0.85, 1),
     "blue": (0.58, 0.64, 0.7, 0.95, 0.6, 0.9), "green": (0.36, 0.45, 0.7, 0.9, 0.7, 0.95),
 }
-# Solid things are boxes: how far ahead of the thing's middle, (length, width, height), base, colour, kind.
+# Solid things are boxes: how far ahead of the thing's middle, (length, width, height), base, color, kind.
 SOLIDS = {
     "car": ((0, (4.2, 1.7, 0.5), 0, "dark", ""), (0, (4.3, 1.8, 0.65), 0.25, "paint", "body"),
             (-0.35, (2.5, 1.55, 0.62), 0.9, "paint", "cab")),
@@ -41,8 +41,8 @@ SOLIDS = {
     "building": ((0, (9, 8, 9), 0, "plaster", "house"),), "wall": ((0, (9, 0.4, 2.7), 0, "dark plaster", "wall"),),
     "fence": ((0, (9, 0.02, 2.1), 0, "clear", "fence"),), "static": ((0, (0.8, 0.7, 1.1), 0, "paint", "bin"),),
 }
-# What their faces show: a colour and (left, low, right, high) in fractions of the face. Where (width, height) in metres
-# follow, cells of this size fill the area, and the last two are the fractions of its cell that each colours.
+# What their faces show: a color and (left, low, right, high) in fractions of the face. Where (width, height) in metres
+# follow, cells of this size fill the area, and the last two are the fractions of its cell that each colors.
 LAMPS, BUS_LAMPS = (-0.2, 0.5, 1.2, 0.85, 1.2, 9, 0.3, 1), (-0.2, 0.12, 1.2, 0.24, 1.7, 9, 0.2, 1)
 WINDOW = (0.03, 0.1, 0.97, 0.97, 2.4, 3)
 BUS_END = (("glass", 0.06, 0.42, 0.94, 0.84), ("dark", 0.2, 0.87, 0.8, 0.96), ("amber", 0.28, 0.89, 0.72, 0.94))
@@ -68,7 +68,7 @@ DETAILS = {
     "fence side": (("metal", 0, 0, 1, 1, 0.35, 9, 0.3, 1), ("metal", 0, 0.1, 1, 0.9, 99, 1.2, 1, 0.1)),
 }
 WHEELS = {"body": 0.36, "chassis": 0.48, "coach": 0.48}  # radius in metres, on the sides
-# Flat things are lines, from (x, y) to (x, y), of a thickness and a colour; a line without length is a disc.
+# Flat things are lines, from (x, y) to (x, y), of a thickness and a color; a line without length is a disc.
 FIGURES = {
     "lamp": ((0, 0, 0, 6, 0.28, "metal"), (0.07, 0, 0.07, 6, 0.09, "dark metal"), (0, 6, 1.6, 6.3, 0.2, "metal")),
     "post": ((0, 0, 0, 3.2, 0.26, "metal"), (0.06, 0, 0.06, 3.2, 0.08, "dark metal")),
@@ -100,7 +100,7 @@ FIGURES = {
         (0.4, 1, 0.3, 1.3, 0.09, "dark"), (0.46, 0.92, 0.6, 0.92, 0.2, "white")),
 }
 TINT_NAMES = (*TINTS, *(f"dark {name}" for name in TINTS), "clear")
-SIGNS = (("red", "white"), ("white", "blue"), ("blue", "white"), ("white", "paint"))  # rim and inner colour
+SIGNS = (("red", "white"), ("white", "blue"), ("blue", "white"), ("white", "paint"))  # rim and inner color
 FIGURE_LABELS = {"lamp": "pole", "post": "pole", "tree": "vegetation", "bush": "vegetation"}
 # fmt: on
 
@@ -162,7 +162,7 @@ class Scene:
         self.haze, self.visibility = self.tints()["haze"], rng.uniform(80, 300)
 
     def tints(self) -> dict[str, np.ndarray]:
-        """Returns an RGB colour, 0 to 255, for every name of TINTS, a darker one, and "clear", which is not painted."""
+        """Returns an RGB color, 0 to 255, for every name of TINTS, a darker one, and "clear", which is not painted."""
         low, high = np.array(list(TINTS.values())).reshape(-1, 3, 2).transpose(2, 0, 1)
         hsv = (self.rng.uniform(low, high) * (360, 1, 1)).astype(np.float32)
         rgb = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0] * np.float64(255)
@@ -185,7 +185,7 @@ class Scene:
     def add(self, label: str, parts: list, grain: float = 0.1, cell: tuple | None = None, shade: float = 1) -> None:
         """Paints an object over what is there and labels its outline, the contour of its largest connected piece.
 
-        The parts, polygons (P, n, 3) in metres and their colour, are painted in their order; `grain` is the strength of
+        The parts, polygons (P, n, 3) in metres and their color, are painted in their order; `grain` is the strength of
         the texture and `cell` the (height, width) of its grains in pixels, 0.15 m by default; `shade` darkens all that
         the outline encloses. An empty label stands for a mere shadow.
         """
@@ -205,9 +205,9 @@ class Scene:
         if len(outline) < 3 or cv2.contourArea(outline) < 3:
             return
         clear = np.exp(-depth / self.visibility)
-        for shape, (_, colour) in zip(shapes, parts, strict=True):
-            if not np.isnan(colour[0]):
-                cv2.fillPoly(self.image, list(shape), (colour * clear + self.haze * (1 - clear)).tolist())
+        for shape, (_, color) in zip(shapes, parts, strict=True):
+            if not np.isnan(color[0]):
+                cv2.fillPoly(self.image, list(shape), (color * clear + self.haze * (1 - clear)).tolist())
         if grain or shade != 1:
             mask = cv2.fillPoly(np.zeros_like(mask), [outline], 1)
             noise = grain * clear * self.noise(mask.shape, cell or (0.15 * self.focal / depth,) * 2)
@@ -230,7 +230,7 @@ class Scene:
         return faces
 
     def develop(self) -> np.ndarray:
-        """Returns the picture as a camera would give it: uneven light, exposure, colour cast, blur and noise."""
+        """Returns the picture as a camera would give it: uneven light, exposure, color cast, blur and noise."""
         rng = self.rng
         gain = rng.uniform(0.4, 0.55) if rng.random() < 0.1 else rng.uniform(0.8, 1.2)
         uneven = cv2.resize(rng.uniform(0.85, 1.15, (3, 4)).astype(np.float32), (self.width, self.height))
@@ -245,22 +245,22 @@ def draw_solid(scene: Scene, x: float, z: float, label: str, yaw: float = 0.0, s
     """Draws a thing of SOLIDS that begins about z ahead; yaw 0 shows its rear, pi its front."""
     boxes, parts, tints, (length, width, _) = [], [], scene.tints(), np.multiply(SOLIDS[label][0][1], scale)
     z += (abs(length * np.cos(yaw)) + abs(width * np.sin(yaw))) / 2
-    for shift, size, base, colour, kind in SOLIDS[label]:
+    for shift, size, base, color, kind in SOLIDS[label]:
         cx, cz = x + shift * np.sin(yaw), z + shift * np.cos(yaw)
         faces = scene.box(cx, cz, np.multiply(size, scale), base, yaw)
-        boxes.append((round(base), -np.hypot(cx, cz), colour, kind, faces))
+        boxes.append((round(base), -np.hypot(cx, cz), color, kind, faces))
     feet = [(face.at(stroke(-0.1, -0.03, face.width + 0.1, -0.03, 0.06)), tints["clear"]) for face in boxes[0][4]]
     scene.add("", feet, 0, shade=0.5)
-    for _, _, colour, kind, faces in sorted(boxes, key=lambda box: box[:2]):
+    for _, _, color, kind, faces in sorted(boxes, key=lambda box: box[:2]):
         for face in faces:
-            parts.append((face.grid(), tints[colour] * face.light))
+            parts.append((face.grid(), tints[color] * face.light))
             for paint, *area in DETAILS.get(f"{kind} {face.name}", ()):
                 polygons = face.grid(area[:4], area[4:6] or (99, 99), area[6:] or (1, 1))
                 parts.append((polygons, tints[paint] * face.light))
             for u in (0.2, 0.82) if kind in WHEELS and face.name == "side" else ():
                 hub = (u * face.width, WHEELS[kind] - face.origin[1]) * 2
                 rims = (2 * WHEELS[kind], tints["dark"]), (WHEELS[kind], tints["steel"])
-                parts += [(face.at(stroke(*hub, size)), colour) for size, colour in rims]
+                parts += [(face.at(stroke(*hub, size)), color) for size, color in rims]
     scene.add(label, parts, 0 if label == "fence" else 0.07)
 
 
@@ -275,11 +275,11 @@ def draw_figure(scene: Scene, x: float, z: float, *names: str) -> None:
         if name == "traffic sign":
             corners, (rim, inner) = rng.choice((3, 4, 8, 14)), SIGNS[rng.integers(len(SIGNS))]
             tints |= {"rim": tints[rim], "inner": tints[inner]}
-        for x0, y0, x1, y1, width, colour in FIGURES[name]:
-            dx, dy = rng.normal(0, 0.3, 2) if leafy and colour != "bark" else (0, 0)
+        for x0, y0, x1, y1, width, color in FIGURES[name]:
+            dx, dy = rng.normal(0, 0.3, 2) if leafy and color != "bark" else (0, 0)
             shape = stroke(x0 + dx, y0 + dy, x1 + dx, y1 + dy, width, corners) * stretch
-            if colour == "tyre":  # a ring, through which the background is seen: a polygon inside of another is a hole
+            if color == "tyre":  # a ring, through which the background is seen: a polygon inside of another is a hole
                 parts.append((face.at(shape), tints["clear"]))
-                shape, colour = np.stack((shape, 0.8 * shape + 0.2 * shape.mean(0))), "dark"
-            parts.append((face.at(shape), tints[colour]))
+                shape, color = np.stack((shape, 0.8 * shape + 0.2 * shape.mean(0))), "dark"
+            parts.append((face.at(shape), tints[color]))
         scene.add(FIGURE_LABELS.get(name, name), parts, 0.5 if leafy else 0)

@@ -1,10 +1,18 @@
-"""What several test files need: a small data set made by hand, a synthetic one, and a way to run a script."""
+"""What several test files need: small data sets, weights, and a way to run a script.
+
+The docstring of a test says which fault it catches, its name what holds.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
+import signal
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported, here and in every script: with nets this small a second thread only waits.
@@ -14,21 +22,66 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from _pytest.capture import FDCapture
 
-from dataset import LABELS
+from dataset import LABELS, DataError
 from model import FastSCNN
-from utils import save_checkpoint
+from utils import run_cli, save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run_script(script: str, *arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script of the project in another folder, as a user would; CITYSCAPES_* come from `variables` alone."""
+def run_process(*command: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python in a process of its own, as a user would; CITYSCAPES_* come from `variables` only."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CITYSCAPES_")}
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env={**environment, **variables}, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, *map(str, command)],
+        cwd=cwd, env={**environment, **variables}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def run_script(script: str, *arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script's main() in this process: what it prints, and the exit status that it ends with.
+
+    A start of Python and PyTorch takes seconds, which one test for each script spends, by run_process. Streams are
+    those of the file descriptors, so that what OpenCV or FFmpeg print is seen too.
+    """
+    main = importlib.import_module(script.removesuffix(".py")).main
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    threads = cv2.getNumThreads()
+    with pytest.MonkeyPatch.context() as patch, captured() as streams:
+        for name in [name for name in os.environ if name.startswith("CITYSCAPES_")]:
+            patch.delenv(name)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
+        patch.chdir(cwd)
+        try:
+            run_cli(main, DataError)
+        except SystemExit as end:
+            status = end.code
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        finally:
+            cv2.setNumThreads(threads)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            output = [stream.snap() for stream in streams]
+    return subprocess.CompletedProcess([script, *arguments], status, *output)
+
+
+@contextlib.contextmanager
+def captured() -> Iterator[list[FDCapture]]:
+    """Redirects stdout and stderr, as pytest's own capture does, which goes on when the block is left."""
+    captures = [FDCapture(1), FDCapture(2)]
+    for capture in captures:
+        capture.start()
+    try:
+        yield captures
+    finally:
+        for capture in captures:
+            capture.done()
 
 
 def assert_user_error(result: subprocess.CompletedProcess[str], *words: str) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a worker that is spawned runs this line too
 
-from dataset import DataError, Sample, find_samples, guarded, loader_worker, read_pair
+from dataset import DataError, Sample, find_samples, loader_worker, naming_dead_workers, read_pair
 from training.augment import Scales, TrainSet
 from utils import run_cli
 
@@ -43,7 +43,7 @@ def main() -> None:
     loader = DataLoader(
         data, batch_sampler=keys, num_workers=2, multiprocessing_context=start, worker_init_fn=loader_worker
     )
-    with guarded(loader):
+    with naming_dead_workers(loader):
         for _ in loader:
             time.sleep(float(seconds))
 

@@ -1,4 +1,4 @@
-"""Crops, colours and the order of the frames."""
+"""Crops, colors and the order of the frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
-from dataset import IGNORE_INDEX, MEAN_COLOUR, DataError, find_samples
+from dataset import IGNORE_INDEX, MEAN_COLOR, DataError, find_samples
 from training.augment import (
     EpochSampler,
     Scales,
@@ -20,8 +20,8 @@ from training.augment import (
     _nth_true,
     crop_image,
     crop_label,
-    distort_colours,
-    draw_colours,
+    distort_colors,
+    draw_colors,
     paste_classes,
     place_crop,
 )
@@ -50,7 +50,7 @@ def test_crop_equals_resizing_the_whole(seed, height, width, scale, size, part, 
     whole_label = cv2.resize(label, scaled, interpolation=cv2.INTER_NEAREST_EXACT)
     pad = [max(0, c - s) for c, s in zip(size, scaled[::-1], strict=True)]
     whole = np.pad(whole, ((0, pad[0]), (0, pad[1]), (0, 0)))
-    whole[scaled[1] :] = whole[:, scaled[0] :] = MEAN_COLOUR
+    whole[scaled[1] :] = whole[:, scaled[0] :] = MEAN_COLOR
     whole_label = np.pad(whole_label, ((0, pad[0]), (0, pad[1])), constant_values=255)
     y, x = (int(p * (s - c + 1)) for p, s, c in zip(part, whole_label.shape, size, strict=True))
     window = slice(y, y + size[0]), slice(x, x + size[1])
@@ -185,23 +185,23 @@ def test_last_batch_of_one_is_left_out() -> None:
         EpochSampler(1, 2, seed=0)
 
 
-def test_colours_change_by_strength_and_by_picture() -> None:
+def test_colors_change_by_strength_and_by_picture() -> None:
     """Distortion that is the same for a whole batch, or runs although it was switched off."""
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (12, 8, 9, 3), np.uint8))
 
     def drawn(strength: float) -> torch.Tensor:
-        return torch.stack([draw_colours(rng, strength) for _ in images])
+        return torch.stack([draw_colors(rng, strength) for _ in images])
 
-    assert distort_colours(images, drawn(0.0)) is images
-    changed = distort_colours(images[:1].expand(12, -1, -1, -1), drawn(1.0))
+    assert distort_colors(images, drawn(0.0)) is images
+    changed = distort_colors(images[:1].expand(12, -1, -1, -1), drawn(1.0))
     assert changed.shape == images.shape and changed.dtype == torch.uint8
     assert len({tuple(picture.flatten().tolist()) for picture in changed}) > 6
-    weak, strong = ((distort_colours(images, drawn(s)).float() - images.float()).abs().mean() for s in (0.05, 1.0))
+    weak, strong = ((distort_colors(images, drawn(s)).float() - images.float()).abs().mean() for s in (0.05, 1.0))
     assert 0 < weak < strong
 
 
-def test_each_colour_change_is_torchvisions() -> None:
+def test_each_color_change_is_torchvisions() -> None:
     """Factors that end up in the wrong operation: a picture that was to become brighter becomes grey."""
     images = torch.randint(0, 256, (4, 8, 9, 3), dtype=torch.uint8)
     rows = torch.tensor([[1.2, 1, 1, 0], [1, 0.6, 1, 0], [1, 1, 1.4, 0], [1, 1, 1, -0.03]])
@@ -212,4 +212,4 @@ def test_each_colour_change_is_torchvisions() -> None:
         F.adjust_saturation(first[2], rows[2, 2].item()),
         F.adjust_hue(first[3], rows[3, 3].item()),
     ]
-    assert torch.equal(distort_colours(images, rows), torch.stack(expected).permute(0, 2, 3, 1))
+    assert torch.equal(distort_colors(images, rows), torch.stack(expected).permute(0, 2, 3, 1))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dataset import CLASSES
-from inference.backends import METADATA, PRECISIONS, Pictures, describe, openvino_network
+from inference.backends import METADATA, PRECISIONS, Uint8Network, export_metadata, openvino_network
 from inference.checkpoints import load_model
 from inference.export import FORMATS, agreement, export, write_onnx
 from inference.folding import fold_batch_norm, split_into_strips
@@ -46,7 +46,7 @@ def pictures() -> list[np.ndarray]:
 def exported(model, tmp_path_factory):
     """A dynamic ONNX file."""
     path = tmp_path_factory.mktemp("exported") / "network.onnx"
-    write_onnx(model, describe(model, "0" * 64, "fp32", None), path)
+    write_onnx(model, export_metadata(model, "0" * 64, "fp32", None), path)
     return path
 
 
@@ -83,7 +83,7 @@ def test_strips_are_the_whole(height: int, width: int, cells: int, batch: int) -
     split.learning_to_downsample.layers.register_forward_hook(lambda *call: sizes.add(call[2].shape[2]))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("inference.folding.STRIP", cells)
-        torch.testing.assert_close(split.heads(x)[0], whole.heads(x)[0])
+        torch.testing.assert_close(split.logits(x)[0], whole.logits(x)[0])
     assert max(sizes) <= max(1, 8 * cells // width) + 1
 
 
@@ -93,7 +93,9 @@ def test_pictures_are_normalised_inside(scale: float, align_corners: bool) -> No
     model = random_statistics(FastSCNN(align_corners=align_corners, input_scale=scale))
     images = torch.randint(0, 256, (2, 70, 90, 3), dtype=torch.uint8)
     with torch.no_grad():
-        torch.testing.assert_close(Pictures(model)(images), model.heads(normalise(images))[0], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(
+            Uint8Network(model)(images), model.logits(normalise(images))[0], atol=1e-3, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize(("backend", "precision"), [("torch", "fp32"), ("torch", "bf16"), ("openvino", "bf16")])
@@ -112,7 +114,7 @@ def test_dynamic_file_is_right_at_every_size(backend: str, exported, model, pict
     for picture in pictures:
         batch = torch.from_numpy(picture)[None]
         with torch.no_grad():
-            expected = model.heads(normalise(batch))[0]
+            expected = model.logits(normalise(batch))[0]
         torch.testing.assert_close(network.run(batch), expected, atol=2e-3, rtol=1e-3)
     assert agreement(model, network, pictures) >= 0.9999
 
@@ -131,20 +133,20 @@ def test_exported_enlargement(tmp_path, pictures) -> None:
     """input_scale of a dynamic file: its size depends on the picture's."""
     torch.manual_seed(0)
     model = random_statistics(FastSCNN(input_scale=1.5))
-    write_onnx(model, describe(model, "", "fp32", None), tmp_path / "n.onnx")
+    write_onnx(model, export_metadata(model, "", "fp32", None), tmp_path / "n.onnx")
     network, metadata = load_network(tmp_path / "n.onnx")
     assert metadata["input_scale"] == 1.5
     for picture in pictures:
         batch = torch.from_numpy(picture)[None]
         with torch.no_grad():
-            expected = model.heads(normalise(batch))[0]
+            expected = model.logits(normalise(batch))[0]
         torch.testing.assert_close(network.run(batch), expected, atol=5e-3, rtol=1e-3)
 
 
 def test_a_file_of_one_size_refuses_others(tmp_path, model, pictures) -> None:
     """A picture that is resized in silence, or an error of some inner layer."""
     path = tmp_path / "n.xml"
-    export(model, describe(model, "", "fp16", (96, 160)), path, "openvino", [], lambda network: None)
+    export(model, export_metadata(model, "", "fp16", (96, 160)), path, "openvino", [], lambda network: None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["n.bin", "n.xml"]
     predict = load_predictor(path)
     assert predict(pictures[0]).shape == (96, 160)
@@ -164,7 +166,7 @@ def test_what_disagrees_is_not_kept(tmp_path, model) -> None:
         raise UserError(f"{network.name} disagrees")
 
     with pytest.raises(UserError, match="onnx fp32 disagrees"):
-        export(model, describe(model, "", "fp32", (64, 96)), tmp_path / "n.onnx", "onnx", [], refuse)
+        export(model, export_metadata(model, "", "fp32", (64, 96)), tmp_path / "n.onnx", "onnx", [], refuse)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -232,7 +234,7 @@ def test_packages_that_an_export_lacks_are_named(format, precision, name, model,
         monkeypatch.setitem(sys.modules, module, None)
     path = tmp_path / f"n.{'onnx' if format == 'onnx' else 'xml'}"
     with pytest.raises(UserError, match=rf"needs the package {name}: pip install -r requirements-deploy.txt"):
-        export(model, describe(model, "", precision, (64, 96)), path, format, [], lambda network: None)
+        export(model, export_metadata(model, "", precision, (64, 96)), path, format, [], lambda network: None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -270,7 +272,7 @@ def _other_classes(xml, weights) -> str:
 def pair(model, tmp_path_factory):
     """OpenVINO's two files."""
     path = tmp_path_factory.mktemp("pair") / "n.xml"
-    export(model, describe(model, "", "fp32", (64, 96)), path, "openvino", [], lambda network: None)
+    export(model, export_metadata(model, "", "fp32", (64, 96)), path, "openvino", [], lambda network: None)
     return path
 
 
@@ -340,7 +342,7 @@ def int8_tensors(path: Path) -> list[np.ndarray]:
 def test_int8_is_right_without_vnni_and_spares_what_matters(format, model, pictures, tmp_path) -> None:
     """Sums that overflow on older processors: 97 % equal labels instead of 99.5; or errors in the very first layers."""
     path = tmp_path / f"network{FORMATS[format]}"
-    export(model, describe(model, "", "int8", None), path, format, pictures, check=lambda network: None)
+    export(model, export_metadata(model, "", "int8", None), path, format, pictures, check=lambda network: None)
     weights = [tensor for tensor in int8_tensors(path) if tensor.ndim >= 4]
     shapes = {tensor.shape[:2] for tensor in weights}
     assert (384, 64) in shapes and (128, 128) in shapes  # the bottlenecks and the fusion are there,

@@ -8,17 +8,26 @@ import cv2
 import numpy as np
 import pytest
 from cityscapesscripts.helpers import labels as official
-from conftest import assert_user_error, random_frame, run_script, write_frame
+from conftest import ROOT, assert_user_error, random_frame, run_process, run_script, write_frame
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import dataset
-from dataset import DataError, FrameSet, check_samples, find_samples, guarded, read_image, read_label, read_pair
+from dataset import (
+    DataError,
+    FrameSet,
+    check_samples,
+    find_samples,
+    naming_dead_workers,
+    read_image,
+    read_label,
+    read_pair,
+)
 
 
 def test_label_table_is_the_official_one() -> None:
-    """A wrong id, colour or category gives wrong scores without an error."""
+    """A wrong id, color or category gives wrong scores without an error."""
     ours = [(row.name, row.id, row.train_id, row.category, row.color) for row in dataset.LABELS]
     theirs = [(row.name, row.id, row.trainId, row.category, row.color) for row in official.labels if row.id >= 0]
     assert ours == theirs
@@ -222,7 +231,7 @@ def test_bad_data_stops_training_in_one_line(frames, tmp_path, spoil) -> None:
 def test_a_worker_that_dies_names_its_file(frames, how: str, start: str, seconds: int) -> None:
     """A worker that "exited unexpectedly", hours into a run, and 2,975 files to suspect."""
     samples = find_samples(frames, "train")
-    result = run_script("tests/dying_loader.py", frames, samples[2].name, how, start, seconds, cwd=frames)
+    result = run_process(ROOT / "tests/dying_loader.py", frames, samples[2].name, how, start, seconds, cwd=frames)
     died = "exit code 3" if how == "exit" else {"SIGKILL": "Killed", "SIGSEGV": "Segmentation"}[how]
     # Before it there may be what PyTorch's handler of faults, or a thread of the other worker, has to say.
     assert result.returncode == 2 and result.stderr.count("error: ") == 1 and result.stderr.count("Traceback") <= 1
@@ -234,9 +243,9 @@ def test_a_worker_that_dies_names_its_file(frames, how: str, start: str, seconds
 def test_only_deaths_are_reworded(frames) -> None:
     """A guard that hides a fault of ours, or loses the message of a damaged file."""
     loader = DataLoader(FrameSet(find_samples(frames, "train")), num_workers=1)
-    with pytest.raises(RuntimeError, match="shape mismatch"), guarded(loader):
+    with pytest.raises(RuntimeError, match="shape mismatch"), naming_dead_workers(loader):
         raise RuntimeError("shape mismatch")
     data = loader.dataset
     data.samples[1].label.write_bytes(b"")
-    with pytest.raises(DataError, match="is an empty file"), guarded(loader):
+    with pytest.raises(DataError, match="is an empty file"), naming_dead_workers(loader):
         list(loader)

@@ -121,7 +121,7 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path) -> No
     program = (
         "import torch, test_distributed\n"
         "from training import distributed\n"
-        "with distributed.joined('cpu'):\n"
+        "with distributed.process_group('cpu'):\n"
         "    found = test_distributed.gradients(slice(distributed.rank(), None, 2))\n"
         "    torch.save(found, f'{distributed.rank()}.pth')\n"
     )
@@ -140,7 +140,7 @@ def test_shared_validation_counts_every_frame_once_and_one_process_writes(frames
     program = (
         "import sys, pathlib, numpy, test_distributed\n"
         "from training import distributed\n"
-        "with distributed.joined('cpu'):\n"
+        "with distributed.process_group('cpu'):\n"
         "    number = distributed.rank()\n"
         "    found = test_distributed.scored(sys.argv[1], sys.argv[2], pathlib.Path(f'machine{number}'))\n"
         "    numpy.save(f'{number}.npy', found)\n"

@@ -1,4 +1,4 @@
-"""Panels, colours and the legend."""
+"""Panels, colors and the legend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dataset import PALETTE
-from viewing.drawing import ALL_CLASSES, LEGEND_ROW, blend, colour, draw_legend, draw_result, resize_labels, shrink
+from viewing.drawing import ALL_CLASSES, LEGEND_ROW, blend, color, draw_legend, draw_result, resize_labels, shrink
 
 
 def blocks(height: int, width: int) -> np.ndarray:
@@ -17,12 +17,12 @@ def blocks(height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(np.kron(small, np.ones((8, 8), np.uint8))[:height, :width])
 
 
-def test_colours_are_those_of_the_palette() -> None:
+def test_colors_are_those_of_the_palette() -> None:
     """The fast look-up swaps channels, or interpolates between the classes."""
     train_ids = np.arange(256, dtype=np.uint8).reshape(8, 32)
-    np.testing.assert_array_equal(colour(train_ids), PALETTE[train_ids])
+    np.testing.assert_array_equal(color(train_ids), PALETTE[train_ids])
     canvas = np.zeros((8, 64, 3), np.uint8)
-    colour(train_ids, canvas[:, 32:])
+    color(train_ids, canvas[:, 32:])
     np.testing.assert_array_equal(canvas[:, 32:], PALETTE[train_ids])
     assert not canvas[:, :32].any()
 
@@ -61,7 +61,7 @@ def test_shrinking_averages_and_keeps_classes() -> None:
     assert set(np.unique(resize_labels(labels, (50, 25)))) <= set(np.unique(labels))
 
 
-def test_blend_lies_between_picture_and_colour() -> None:
+def test_blend_lies_between_picture_and_color() -> None:
     """An overlay that hides the picture or the classes shows nothing."""
     image, prediction = np.full((4, 4, 3), 200, np.uint8), np.full((4, 4), 13, np.uint8)
     mixed = blend(image, prediction).astype(int)
@@ -73,9 +73,9 @@ def test_legend_names_only_what_occurs_and_fits() -> None:
     assert draw_legend((0,), 100).shape == (LEGEND_ROW, 100, 3)
     narrow, wide = draw_legend(ALL_CLASSES, 150), draw_legend(ALL_CLASSES, 4000)
     assert narrow.shape[0] > wide.shape[0] == LEGEND_ROW
-    patches = {tuple(colour) for colour in wide.reshape(-1, 3)}
-    assert {tuple(colour) for colour in PALETTE[:19]} <= patches
+    patches = {tuple(color) for color in wide.reshape(-1, 3)}
+    assert {tuple(color) for color in PALETTE[:19]} <= patches
     label = np.full((40, 90), 255, np.uint8)
     drawn = draw_result(np.zeros((40, 90, 3), np.uint8), label, np.zeros((40, 90), np.uint8))
     assert drawn.shape == (40 + LEGEND_ROW, 270, 3)
-    assert tuple(PALETTE[1]) not in {tuple(colour) for colour in drawn.reshape(-1, 3)}
+    assert tuple(PALETTE[1]) not in {tuple(color) for color in drawn.reshape(-1, 3)}

@@ -123,7 +123,7 @@ def test_confusion_matrix_counts_every_pixel_once(targets: np.ndarray, predictio
 
 
 def test_second_prediction_of_a_frame_is_refused(tmp_path) -> None:
-    """A stale or colour PNG with a frame's prefix ends the official script after hours of training."""
+    """A stale or color PNG with a frame's prefix ends the official script after hours of training."""
     samples = [Sample("a_000000_000000", Path("x"), None)]
     stale = tmp_path / "results" / "old" / "a_000000_000000_leftImg8bit.png"
     stale.parent.mkdir(parents=True)

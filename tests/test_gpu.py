@@ -116,8 +116,8 @@ def test_weights_that_are_none(tmp_path, weights) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_is_one_line(tmp_path) -> None:
     """Figures of a processor that look like those of a GPU, or a traceback."""
-    assert_user_error(run_script("-m", "speed.gpu", cwd=tmp_path), "no CUDA device")
-    assert_user_error(run_script("-m", "speed.gpu", "--repeats", 1, cwd=tmp_path), "--repeats is 1")
+    assert_user_error(run_script("speed.gpu", cwd=tmp_path), "no CUDA device")
+    assert_user_error(run_script("speed.gpu", "--repeats", 1, cwd=tmp_path), "--repeats is 1")
 
 
 @pytest.mark.gpu

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from inference.checkpoints import convert_original, drop_profiler_buffers, is_original
 from model import MEAN, STD, FastSCNN, PyramidPooling, normalise, pooling_matrix
-from training.augment import MEAN_COLOUR
+from training.augment import MEAN_COLOR
 
 NAMES = ROOT.parent / "shared" / "original_state_dict.json"
 
@@ -95,13 +95,13 @@ def test_depthwise_convolutions_train_in_single_precision(monkeypatch: pytest.Mo
 
 
 def test_normalise_is_the_usual_formula() -> None:
-    """Swapped channels or a forgotten 255 train, but weights of others then see wrong colours."""
+    """Swapped channels or a forgotten 255 train, but weights of others then see wrong colors."""
     images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
     expected = (images.permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     got = normalise(images)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert got.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.uint8
-    assert normalise(torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(1, 1, 1, 3)).abs().max() < 0.02
+    assert normalise(torch.tensor(MEAN_COLOR, dtype=torch.uint8).view(1, 1, 1, 3)).abs().max() < 0.02
 
 
 def test_auxiliary_heads_only_in_training() -> None:
@@ -123,7 +123,7 @@ def test_input_scale_enlarges_what_the_network_sees(scale: float) -> None:
     larger = F.interpolate(x, (round(70 * scale), round(90 * scale)), mode="bilinear")
     with torch.no_grad():
         assert scaled(x).shape == (1, 5, 70, 90)
-        torch.testing.assert_close(scaled.heads(x)[0], plain.heads(larger)[0])
+        torch.testing.assert_close(scaled.logits(x)[0], plain.logits(larger)[0])
 
 
 def test_every_parameter_gets_a_gradient() -> None:

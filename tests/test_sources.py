@@ -16,10 +16,10 @@ from viewing.sources import name_apart, open_source, read_picture
 from viewing.video import Frame, Problem
 
 RNG = np.random.default_rng(0)
-COLOUR = RNG.integers(0, 256, (40, 48, 3), np.uint8)
+COLOR = RNG.integers(0, 256, (40, 48, 3), np.uint8)
 
 
-def save(path: Path, image: np.ndarray = COLOUR) -> Path:
+def save(path: Path, image: np.ndarray = COLOR) -> Path:
     """Writes a picture, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), image)
@@ -31,14 +31,14 @@ def names(data_path: object, input_pic: object) -> list[str]:
     return [sample.name for sample in open_source(str(data_path), str(input_pic)).samples]
 
 
-def png(colour_type: int, channels: int) -> bytes:
-    """A PNG of 40x48 whose colour type OpenCV does not write."""
+def png(color_type: int, channels: int) -> bytes:
+    """A PNG of 40x48 whose color type OpenCV does not write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     rows = b"".join(b"\0" + bytes(48 * channels) for _ in range(40))
-    header = struct.pack(">IIBBBBB", 48, 40, 8, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", 48, 40, 8, color_type, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -121,18 +121,18 @@ def test_pictures_that_are_converted(tmp_path: Path) -> None:
         image, note = read_picture(path)
         np.testing.assert_array_equal(image, read_image(path))
         assert note == ""
-    for path in (save(tmp_path / "g.png", COLOUR[..., 0]), save(tmp_path / "g.jpg", COLOUR[..., 0])):
+    for path in (save(tmp_path / "g.png", COLOR[..., 0]), save(tmp_path / "g.jpg", COLOR[..., 0])):
         image, note = read_picture(path)
         np.testing.assert_array_equal(image, read_image(path))
-        assert "grey" in note and image.shape == COLOUR.shape
-    with_alpha = np.dstack([COLOUR, COLOUR[..., 0]])
+        assert "grey" in note and image.shape == COLOR.shape
+    with_alpha = np.dstack([COLOR, COLOR[..., 0]])
     for path in (save(tmp_path / "a.png", with_alpha), save(tmp_path / "a.tif", with_alpha)):
         image, note = read_picture(path)
-        assert "alpha" in note and image.shape == COLOUR.shape
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.png")[0], COLOUR[..., ::-1])
+        assert "alpha" in note and image.shape == COLOR.shape
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png")[0], COLOR[..., ::-1])
     (tmp_path / "two.png").write_bytes(png(4, 2))
     image, note = read_picture(tmp_path / "two.png")
-    assert "alpha" in note and image.shape == COLOUR.shape
+    assert "alpha" in note and image.shape == COLOR.shape
 
 
 def test_a_phone_s_picture_stands_upright(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_problems_stand_in_the_place_of_their_frames(tmp_path: Path) -> None:
     """One damaged picture ends the run over a folder."""
     save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
-    save(tmp_path / "c.png", COLOUR[:20])
+    save(tmp_path / "c.png", COLOR[:20])
     save(tmp_path / "d.png")
     kinds = list(open_source("nowhere", str(tmp_path)).frames())
     assert [type(item) for item in kinds] == [Frame, Problem, Problem, Frame]
@@ -179,7 +179,7 @@ def test_problems_stand_in_the_place_of_their_frames(tmp_path: Path) -> None:
 def test_video_frames_that_are_too_small(tmp_path: Path) -> None:
     """The network's own error out of its deepest layer."""
     writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (48, 20))
-    writer.write(COLOUR[:20])
+    writer.write(COLOR[:20])
     writer.release()
     with pytest.raises(UserError, match=r"a frame of .*a\.avi is 20x48"):
         list(open_source("nowhere", str(tmp_path / "a.avi")).frames())

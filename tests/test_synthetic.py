@@ -1,4 +1,4 @@
-"""Tests of synthetic.py: the layout, the labels, and that the pictures ask for more than a table of colours."""
+"""Tests of synthetic.py: the layout, the labels, and that the pictures ask for more than a table of colors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def draw(height: int, width: int, seed: int | tuple) -> tuple[np.ndarray, list[d
 
 
 def read(path: Path) -> np.ndarray:
-    """Reads a PNG as it is, colours as RGB."""
+    """Reads a PNG as it is, colors as RGB."""
     picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     return picture if picture.ndim == 2 else picture[..., 2::-1]
 
@@ -124,13 +124,13 @@ def test_label_pictures_are_the_converters_own(dataset):
         np.testing.assert_array_equal(read(f"{stem}labelTrainIds.png"), train_ids[ids])
 
 
-def test_colour_alone_does_not_solve_it(pixels):
-    """A set that a table of nineteen colours solves says nothing about a network."""
+def test_color_alone_does_not_solve_it(pixels):
+    """A set that a table of nineteen colors solves says nothing about a network."""
     (pictures, labels), (val_pictures, val_labels) = pixels["train"], pixels["val"]
     means = np.stack([pictures[labels == train_id].mean(0) for train_id in range(19)])
     seen = val_labels < 19
-    truth, colours = val_labels[seen].astype(int), val_pictures[seen].astype(np.float32)
-    predicted = ((means**2).sum(1) - 2 * colours @ means.T).argmin(1)
+    truth, colors = val_labels[seen].astype(int), val_pictures[seen].astype(np.float32)
+    predicted = ((means**2).sum(1) - 2 * colors @ means.T).argmin(1)
     confusion = np.bincount(19 * truth + predicted, minlength=361).reshape(19, 19)
     hits = confusion.diagonal()
     iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)

@@ -39,7 +39,7 @@ def make_video(path, count=5):
 
 
 def test_panels_are_picture_truth_and_prediction(frames, weights, tmp_path) -> None:
-    """Channels swapped, panels in another order, or ground truth in the wrong colours."""
+    """Channels swapped, panels in another order, or ground truth in the wrong colors."""
     result = view(frames, weights, tmp_path, "--input_pic", VAL)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "valstadt_000000_000000_result.png: input | ground truth | prediction\n"
@@ -48,8 +48,8 @@ def test_panels_are_picture_truth_and_prediction(frames, weights, tmp_path) -> N
     assert drawn.shape[1] == 3 * 96 and drawn.shape[0] >= 64 + LEGEND_ROW
     np.testing.assert_array_equal(drawn[:64, :96], image)
     np.testing.assert_array_equal(drawn[:64, 96:192], PALETTE[label])
-    colours = {tuple(colour) for colour in drawn[:64, 192:].reshape(-1, 3)}
-    assert colours <= {tuple(colour) for colour in PALETTE[:19]}
+    colors = {tuple(color) for color in drawn[:64, 192:].reshape(-1, 3)}
+    assert colors <= {tuple(color) for color in PALETTE[:19]}
 
 
 def test_test_split_has_no_truth_panel(frames, weights, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""What happens to a frame before the network sees it in training: which, at what scale, which crop, what colours.
+"""What happens to a frame before the network sees it in training: which, at what scale, which crop, what colors.
 
 A sample is drawn from a generator that depends on (seed, epoch, index) alone: it is the same with any number of
 workers and after a resume. Pictures stay uint8 RGB until they are a batch on the device. Sizes are (height, width).
@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from dataset import IGNORE_INDEX, NUM_CLASSES, DataError, Read, ReadLog, Sample, read_pair
 from model import MEAN
 
-MEAN_COLOUR = tuple(round(255 * mean) for mean in MEAN)  # RGB; normalises to about zero
+MEAN_COLOR = tuple(round(255 * mean) for mean in MEAN)  # RGB; normalises to about zero
 ATTEMPTS = 10  # crops that are drawn in search of one without a dominant class. Source: mmsegmentation's RandomCrop
 
 UNCHANGED = torch.tensor([1.0, 1.0, 1.0, 0.0])  # brightness, contrast and saturation factors, hue shift
@@ -63,7 +63,7 @@ def place_crop(frame: tuple[int, int], scale: float, size: tuple[int, int], part
 def crop_image(image: np.ndarray, crop: Crop) -> np.ndarray:
     """Cuts a window out of a frame, (H, W, 3) uint8, reading and computing only the pixels of the window.
 
-    It is within one grey level of scaling the whole by cv2.resize with INTER_LINEAR. Padding is MEAN_COLOUR.
+    It is within one grey level of scaling the whole by cv2.resize with INTER_LINEAR. Padding is MEAN_COLOR.
     """
     out, window = _padded((*crop.size, 3), crop)
     blocks = [_blocks(*axis) for axis in zip(image.shape[:2], crop.scaled, crop.at, crop.filled, strict=True)]
@@ -187,7 +187,7 @@ class TrainSet(Dataset):
     """Random crops for training; a sample depends on (seed, epoch, index) alone.
 
     Items are asked for by (epoch, index): see EpochSampler. They are (crop_h, crop_w, 3) uint8 RGB, (crop_h, crop_w)
-    uint8 train ids, and what distort_colours is to do with the picture once it is on the device.
+    uint8 train ids, and what distort_colors is to do with the picture once it is on the device.
 
     Args:
         samples: the frames.
@@ -197,7 +197,7 @@ class TrainSet(Dataset):
         max_class_share: a crop of which one class covers more is drawn again, up to ten times; 1 takes every crop.
         class_uniform: share of the samples that are centred on a pixel of a class drawn evenly from those of the
             frame, so that rare classes are seen more often.
-        color_strength: see draw_colours.
+        color_strength: see draw_colors.
         class_mix: share of the crops onto which half of the classes of another frame's crop are pasted, where they are.
             Source: arXiv 2007.07936, section 3.1, here with labels.
         read: where frames come from; crops are the same from any place that gives the same frames.
@@ -228,7 +228,7 @@ class TrainSet(Dataset):
         image, target = self._draw(key[1], rng)
         if self.class_mix > 0 and rng.random() < self.class_mix:
             paste_classes(image, target, *self._draw(int(rng.integers(len(self))), rng), rng)
-        return torch.from_numpy(image), torch.from_numpy(target), draw_colours(rng, self.color_strength)
+        return torch.from_numpy(image), torch.from_numpy(target), draw_colors(rng, self.color_strength)
 
     def _draw(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         with self.log.reading(index):
@@ -304,10 +304,10 @@ def _count_classes(label: np.ndarray) -> np.ndarray:
     return cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:NUM_CLASSES]
 
 
-def draw_colours(rng: np.random.Generator, strength: float) -> Tensor:
-    """Draws what happens to the colours of a picture: (4,) brightness, contrast and saturation factors, hue shift.
+def draw_colors(rng: np.random.Generator, strength: float) -> Tensor:
+    """Draws what happens to the colors of a picture: (4,) brightness, contrast and saturation factors, hue shift.
 
-    Each of them happens by a chance of one half. Paper: "colour channels noise and brightness". Differs: it gives no
+    Each of them happens by a chance of one half. Paper: "color channels noise and brightness". Differs: it gives no
     amounts. Source: mmsegmentation's PhotoMetricDistortion.
 
     Args:
@@ -318,22 +318,22 @@ def draw_colours(rng: np.random.Generator, strength: float) -> Tensor:
     return torch.from_numpy(values) * torch.tensor([0.25, 0.5, 0.5, 0.05]) + UNCHANGED
 
 
-def distort_colours(images: Tensor, colours: Tensor) -> Tensor:
-    """Changes the colours of pictures, on whatever device they are.
+def distort_colors(images: Tensor, colors: Tensor) -> Tensor:
+    """Changes the colors of pictures, on whatever device they are.
 
     Args:
         images: (N, H, W, 3) uint8.
-        colours: (N, 4) on the CPU, rows of draw_colours.
+        colors: (N, 4) on the CPU, rows of draw_colors.
 
     Returns:
         (N, H, W, 3) uint8.
     """
-    if (colours == UNCHANGED).all():
+    if (colors == UNCHANGED).all():
         return images
     changes = (v2.functional.adjust_brightness, v2.functional.adjust_contrast, v2.functional.adjust_saturation,
                v2.functional.adjust_hue)  # fmt: skip
     pictures = []
-    for picture, row in zip(images.permute(0, 3, 1, 2), colours, strict=True):
+    for picture, row in zip(images.permute(0, 3, 1, 2), colors, strict=True):
         for change, value, none in zip(changes, row.tolist(), UNCHANGED.tolist(), strict=True):
             picture = picture if value == none else change(picture, value)
         pictures.append(picture)

@@ -8,7 +8,6 @@ says which frames were checked, and is written last.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import mmap
 import os
@@ -24,7 +23,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset import DataError, ReadLog, Sample, guarded, loader_worker, png_header, read_image, read_pair
+from dataset import DataError, ReadLog, Sample, loader_worker, naming_dead_workers, png_header, read_image, read_pair
 from utils import UserError, writable_folder, write_file
 
 VERSION = 1
@@ -121,7 +120,7 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
                 data, batch_size=None, num_workers=workers, worker_init_fn=loader_worker, collate_fn=_as_it_is
             )
             try:
-                with guarded(loader):
+                with naming_dead_workers(loader):
                     for name, frame in tqdm(loader, f"cache {folder}", disable=None, unit="frame", leave=False):
                         frames[name] = frame
             except KeyboardInterrupt:
@@ -297,6 +296,10 @@ def _frame_shape(sample: Sample) -> tuple[int, int]:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Lets one process at a time build; the system gives the lock back if that one is killed."""
+    try:
+        import fcntl
+    except ImportError:
+        raise UserError("--cache needs file locks (fcntl), which this system lacks: leave it out") from None
     with open(folder / ".lock", "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

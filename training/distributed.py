@@ -24,7 +24,7 @@ PATIENCE = datetime.timedelta(minutes=10)
 
 
 @contextlib.contextmanager
-def joined(device_name: str) -> Iterator[torch.device]:
+def process_group(device_name: str) -> Iterator[torch.device]:
     """Joins the processes that torchrun started, and gives the device that is this one's to use.
 
     The first process alone prints. CUDA processes get one GPU each.
@@ -98,7 +98,7 @@ def hide_bars() -> bool | None:
     return None if is_first() else True
 
 
-def add_up(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Returns the sum of the processes' tensors, which stay as they are."""
     if count() == 1:
         return tensor
@@ -107,7 +107,7 @@ def add_up(tensor: Tensor) -> Tensor:
     return total
 
 
-def at_first(own: object) -> list:
+def gather_to_first(own: object) -> list:
     """Returns what every process gave, in the order of the processes; for all but the first, nothing.
 
     Args:
@@ -120,7 +120,7 @@ def at_first(own: object) -> list:
     return gathered or []
 
 
-def follow_first(module: nn.Module) -> None:
+def broadcast_from_first(module: nn.Module) -> None:
     """Gives every process the first one's weights and statistics."""
     if count() > 1:
         for tensor in module.state_dict().values():

@@ -11,13 +11,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import FastSCNN, normalise
 from training import distributed
-from training.augment import distort_colours
+from training.augment import distort_colors
 from training.losses import auxiliary_loss, lovasz_loss, upsampled_loss
 from training.optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
 from utils import cpu_has_bf16
 
 
-class Heads(nn.Module):
+class FromPixels(nn.Module):
     """What is compiled, and spread over processes: uint8 pictures in, logits before upsampling out."""
 
     def __init__(self, model: FastSCNN):
@@ -25,7 +25,7 @@ class Heads(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return self.model.heads(normalise(images))
+        return self.model.logits(normalise(images))
 
 
 class Learner:
@@ -56,7 +56,7 @@ class Learner:
         self.average = make_average(self.model, args.ema) if args.ema else None
         # fp16 has too few exponents for gradients: they are scaled up, and a step that overflows is left out.
         self.scaler = torch.amp.GradScaler(device.type, enabled=half == torch.float16)
-        self.network: nn.Module = Heads(self.model)
+        self.network: nn.Module = FromPixels(self.model)
         if args.compile:
             self.network.compile()
         if distributed.count() > 1:
@@ -74,14 +74,14 @@ class Learner:
         """The learning rate of the last step."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def step(self, number: int, images: Tensor, targets: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, number: int, images: Tensor, targets: Tensor, colors: Tensor) -> tuple[Tensor, Tensor]:
         """Learns from this process's part of a batch. Nothing here waits for the device.
 
         Args:
             number: of the step, from 0.
             images: (n, H, W, 3) uint8 RGB.
             targets: (n, H, W) uint8 train ids.
-            colours: (n, 4), see augment.draw_colours.
+            colors: (n, 4), see augment.draw_colors.
 
         Returns:
             The loss, whose mean over the processes is that of the whole batch, and the pixels that the whole batch's
@@ -90,7 +90,7 @@ class Learner:
         args = self.args
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(number, self.steps, self.peak_lr, args.power, args.warmup_steps, args.min_lr)
-        loss, pixels = self.loss(images, targets, colours)
+        loss, pixels = self.loss(images, targets, colors)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -99,18 +99,18 @@ class Learner:
             self.average.update_parameters(self.model)
         return loss.detach(), pixels
 
-    def loss(self, images: Tensor, targets: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, images: Tensor, targets: Tensor, colors: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the loss that `step` minimises, and the pixels that it counts; see there."""
         args = self.args
         targets = targets.to(self.device, non_blocking=True).long()
-        images = distort_colours(images.to(self.device, non_blocking=True), colours)
+        images = distort_colors(images.to(self.device, non_blocking=True), colors)
         with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
             logits, *inner = self.network(images)
         main = upsampled_loss(args.loss, logits, targets, args.label_smoothing, self.model.align_corners)
         terms = [main, *(auxiliary_loss(head, targets) for head in inner)]
         # Each process has its share of the labelled pixels, and no two the same: the sum over all of them has to be
         # divided by the count of all. The gradients are averaged over the processes, hence the factor.
-        pixels = distributed.add_up(torch.stack([count for _, count in terms]))
+        pixels = distributed.all_reduce_sum(torch.stack([count for _, count in terms]))
         weights = [1.0, *(args.aux_weight for _ in inner)]
         shares = [
             weight * distributed.count() * summed / count
@@ -153,18 +153,18 @@ def half_precision(device: torch.device) -> torch.dtype | None:
 
 
 def on_device(batches: Iterable[list[Tensor]], device: torch.device) -> Iterator[list[Tensor]]:
-    """Yields batches of images, targets and colours, with the first two on the device.
+    """Yields batches of images, targets and colors, with the first two on the device.
 
-    On CUDA a batch is copied while the one before is computed on; the colours stay behind, as they are read by Python.
+    On CUDA a batch is copied while the one before is computed on; the colors stay behind, as they are read by Python.
     """
     if device.type != "cuda":
         yield from batches
         return
     stream = torch.cuda.Stream(device)
     ahead: list[tuple[list[Tensor], torch.cuda.Event]] = []
-    for images, targets, colours in batches:
+    for images, targets, colors in batches:
         with torch.cuda.stream(stream):
-            moved = [images.to(device, non_blocking=True), targets.to(device, non_blocking=True), colours]
+            moved = [images.to(device, non_blocking=True), targets.to(device, non_blocking=True), colors]
             ahead.append((moved, stream.record_event()))
         if len(ahead) > 1:
             yield _arrived(*ahead.pop(0))

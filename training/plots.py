@@ -69,8 +69,8 @@ def plot_confusion(path: str | Path, confusion: np.ndarray, title: str) -> None:
     axes = figure.subplots()
     axes.imshow(np.where(totals > 0, shares, np.nan), cmap="Blues", vmin=0, vmax=100)
     for row, column in np.argwhere((shares >= 0.5) & (totals > 0)):
-        colour = "white" if shares[row, column] > 60 else "black"
-        axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        color = "white" if shares[row, column] > 60 else "black"
+        axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=7, color=color)
     absent = [i for i in range(len(names)) if not totals[i, 0]]
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), [f"{name} (absent)" if i in absent else name for i, name in enumerate(names)])

@@ -10,7 +10,7 @@ import numpy as np
 from dataset import CLASSES, NUM_CLASSES, PALETTE
 
 LEGEND_ROW = 22  # pixels
-OPACITY = 0.55  # of the colours over the picture
+OPACITY = 0.55  # of the colors over the picture
 ALL_CLASSES = tuple(range(NUM_CLASSES))
 
 
@@ -24,7 +24,7 @@ def draw_result(
 ) -> np.ndarray:
     """Returns the picture to look at, with a legend below it.
 
-    Everything is brought to the size of the output before it is coloured, so that a frame that is shown small costs
+    Everything is brought to the size of the output before it is colored, so that a frame that is shown small costs
     little.
 
     Args:
@@ -51,18 +51,18 @@ def draw_result(
     else:
         panels[0][:] = shown
         for part, panel in zip(small, panels[1:], strict=True):
-            colour(part, panel)
+            color(part, panel)
     return canvas
 
 
-def colour(train_ids: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def color(train_ids: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Returns PALETTE[train_ids], ten times as fast."""
     return cv2.applyColorMap(train_ids, PALETTE[:, None], out)
 
 
 def blend(image: np.ndarray, prediction: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Returns the picture with the class colours laid over it."""
-    return cv2.addWeighted(image, 1 - OPACITY, colour(prediction), OPACITY, 0, out)
+    """Returns the picture with the class colors laid over it."""
+    return cv2.addWeighted(image, 1 - OPACITY, color(prediction), OPACITY, 0, out)
 
 
 def shrink(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -90,7 +90,7 @@ def occurring(maps: list[np.ndarray]) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=16)
 def draw_legend(train_ids: tuple[int, ...], width: int) -> np.ndarray:
-    """Returns a white strip, `width` pixels wide, with a patch of colour and the name of each class.
+    """Returns a white strip, `width` pixels wide, with a patch of color and the name of each class.
 
     Without classes it has no rows. It is drawn once: don't write to it.
     """

@@ -148,7 +148,7 @@ def read_picture(path: Path) -> tuple[np.ndarray, str]:
 def _has_alpha(path: Path) -> bool:
     data = np.fromfile(path, np.uint8, 26)
     if data[:4].tobytes() == b"\x89PNG":
-        return bool(data[25] & 4)  # the colour type
+        return bool(data[25] & 4)  # the color type
     if data[:2].tobytes() == b"\xff\xd8":  # JPEG
         return False
     unchanged = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -146,7 +146,7 @@ class VideoFile:
     def write(self, name: str, picture: np.ndarray) -> None:
         """Appends an (H, W, 3) BGR uint8 picture; the first says the size, others are fitted into it."""
         if self.writer is None:
-            # Codecs halve the resolution of colour: the sizes have to be even.
+            # Codecs halve the resolution of color: the sizes have to be even.
             self.size = picture.shape[1] // 2 * 2, picture.shape[0] // 2 * 2
             with quiet():
                 self.writer = cv2.VideoWriter(str(self.aside), cv2.VideoWriter.fourcc(*self.codec), self.fps, self.size)
