@@ -53,20 +53,17 @@ from inference.predictor import add_backend_flags, check_size, load_network
 from training import distributed
 from utils import UserError, run_cli, writable_folder, write_file
 
-# images (1, H, W, 3) uint8 and targets (1, H, W) uint8 to train ids (1, H, W) and the summed loss
-Predict = Callable[[Tensor, Tensor], tuple[Tensor, float]]
-
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says, by the rules of csEvalPixelLevelSemanticLabeling. IoUs are fractions.
+    """The scores of a confusion matrix, by the rules of csEvalPixelLevelSemanticLabeling. IoUs are fractions.
 
-    A class that is neither in the ground truth nor predicted is NaN and in no mean; one that is predicted but not in
-    the ground truth has an IoU of 0, and counts.
+    A class that is neither in the ground truth nor predicted is NaN and left out of the means; one that is only
+    predicted has an IoU of 0, and counts.
 
     Attributes:
         confusion: (K, K) int64 pixel counts; rows are ground truth, columns predictions; ignored pixels are absent.
-        loss: mean cross-entropy over the pixels that count, NaN if it was not computed.
+        loss: mean cross-entropy over the labelled pixels, NaN if it was not computed.
     """
 
     confusion: np.ndarray
@@ -80,7 +77,7 @@ class Scores:
 
     @property
     def category_iou(self) -> np.ndarray:
-        """IoU of each of CATEGORIES; a confusion inside a category is no mistake. NaN for void."""
+        """IoU of each of CATEGORIES; a confusion within a category is not an error. NaN for void."""
         member = np.array([[label.category == category for label in CLASSES] for category in CATEGORIES], np.int64)
         grouped = member @ self.confusion @ member.T
         true_positive = np.diagonal(grouped)
@@ -98,16 +95,16 @@ class Scores:
 
     @property
     def class_miou_present(self) -> float:
-        """Mean IoU over the classes that the ground truth has: the number to compare on data without all classes."""
+        """Mean IoU over the classes present in the ground truth: to be compared on data that lacks classes."""
         return _mean(self.class_iou[self.confusion.sum(1) > 0])
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the pixels that count whose class is right."""
+        """Share of the labelled pixels whose class is right."""
         return float(_ratio(np.trace(self.confusion), self.confusion.sum()))
 
     def as_json(self) -> dict:
-        """Returns the scores under the official script's key names, plus two of ours; what is absent is None."""
+        """Returns the scores under the official script's keys, plus two of ours; None where there is no score."""
         by_train_id = {label.name: iou for label, iou in zip(CLASSES, self.class_iou, strict=True)}
         scores = {
             "classScores": {label.name: by_train_id.get(label.name, math.nan) for label in LABELS},
@@ -165,13 +162,12 @@ def _without_nan(value: object) -> object:
 
 
 class PredictionWriter:
-    """Writes predictions as the official script wants them: one PNG of label ids per frame, at the frame's size.
+    """Writes predictions as the official script expects them: one PNG of label ids per frame, at the frame's size.
 
     Args:
-        folder: the results root; made where it is missing.
+        folder: the results root; created if missing.
         samples: the frames that will be written.
-        color_folder: where to write color pictures too; their names never match a frame's, so that the official
-            script cannot take one for a prediction.
+        color_folder: also write color images here; the official script cannot take their names for predictions.
 
     Raises:
         UserError: a folder cannot be written, or the results root already holds another prediction of a frame, which
@@ -191,92 +187,91 @@ class PredictionWriter:
                 )
 
     def path(self, name: str) -> Path:
-        """The file of a frame's prediction."""
+        """Returns the file of a frame's prediction."""
         return self.folder / f"{name}_pred_labelIds.png"
 
     def encode(self, name: str, train_ids: np.ndarray) -> tuple[str, bytes, bytes]:
-        """Returns what `write` wants of one prediction, (H, W) uint8 train ids: any process may do this part."""
+        """Returns the arguments of `write` for (H, W) uint8 train ids; this part can be done in any process."""
         color = cv2.cvtColor(PALETTE[train_ids], cv2.COLOR_RGB2BGR) if self.color_folder else None
         return name, encode_png(TRAIN_ID_TO_ID[train_ids]), b"" if color is None else encode_png(color)
 
     def write(self, name: str, label_ids: bytes, color: bytes) -> None:
-        """Writes one prediction over an earlier one."""
+        """Writes one prediction, replacing an earlier one."""
         write_file(self.path(name), label_ids)
         if self.color_folder:
             write_file(self.color_folder / f"color_{name}.png", color)
 
 
-def predict_with(network: Network, with_loss: bool = False) -> Predict:
-    """Returns what `evaluate` calls for each frame: it gives train ids and the cross-entropy summed over pixels.
-
-    Args:
-        network: on whatever engine.
-        with_loss: the loss needs the logits of every pixel, which takes longer than all the rest; otherwise it is NaN.
-    """
-
-    @torch.inference_mode()
-    def predict(images: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-        logits, size = network.run(images), images.shape[1:3]
-        labels, loss = labels_from_logits(logits, size, network.align_corners), math.nan
-        if with_loss:
-            targets = targets.to(logits.device).long()
-            full = F.interpolate(logits, size, mode="bilinear", align_corners=network.align_corners)
-            loss = float(F.cross_entropy(full, targets, ignore_index=IGNORE_INDEX, reduction="sum"))
-        return labels, loss
-
-    return predict
-
-
 @torch.inference_mode()
 def evaluate(
-    predict: Predict,
+    network: Network,
     samples: Sequence[Sample],
+    *,
     workers: int = 0,
     writer: PredictionWriter | None = None,
     read: Read = read_pair,
+    with_loss: bool = False,
+    before_each: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Predicts every frame at its full size and scores the predictions: the one path to every reported number.
 
-    Of several processes each takes its share of the frames, none twice; all get the scores of the whole, and the first
-    writes the predictions of all.
+    Of several processes, each takes its share of the frames, no frame twice; all get the scores of the whole set, and
+    the first writes all predictions.
 
     Args:
-        predict: see predict_with.
-        samples: the frames; those without labels are predicted only.
-        workers: loader distributed.
-        writer: where the predictions go, if anywhere.
-        read: what reads a frame.
+        network: on any engine.
+        samples: the frames; those without labels are only predicted.
+        workers: loader processes.
+        writer: writes the predictions, if given.
+        read: reads a frame, from files or from a cache.
+        with_loss: also compute the loss, which takes longer than everything else; otherwise it is NaN.
+        before_each: called before each frame; may raise to stop.
 
     Raises:
-        DataError: a file is damaged. UserError: a prediction cannot be written.
+        DataError: a file is damaged.
+        UserError: a prediction cannot be written.
     """
     samples = samples[distributed.rank() :: distributed.count()]
     loader = DataLoader(FrameSet(samples, read), num_workers=workers, worker_init_fn=loader_worker)
     confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
-    loss_sum, left = 0.0, []
+    loss_sum = 0.0
+    unwritten = []
     with naming_dead_workers(loader):
         for images, targets, index in tqdm(loader, desc="evaluate", leave=False, disable=distributed.hide_bars()):
-            check_size(images.shape[1:3], samples[int(index)].image)
-            labels, loss = predict(images, targets)
-            loss_sum += loss
+            before_each()
+            sample = samples[int(index)]
+            check_size(images.shape[1:3], sample.image)
+            if with_loss:
+                logits = network.run(images)
+                labels = labels_from_logits(logits, images.shape[1:3], network.align_corners)
+                loss_sum += summed_loss(logits, targets, network.align_corners)
+            else:
+                labels = network.labels(images)
             confusion += confusion_matrix(targets.to(labels.device), labels).cpu()
             if writer:
-                encoded = writer.encode(samples[int(index)].name, labels[0].to(torch.uint8).cpu().numpy())
+                encoded = writer.encode(sample.name, labels[0].to(torch.uint8).cpu().numpy())
                 if distributed.is_first():
                     writer.write(*encoded)
                 else:
-                    left.append(encoded)
+                    unwritten.append(encoded)
     if writer:
-        for encoded in itertools.chain.from_iterable(distributed.gather_to_first(left)):
+        for encoded in itertools.chain.from_iterable(distributed.gather_to_first(unwritten)):
             writer.write(*encoded)
     confusion = distributed.all_reduce_sum(confusion)
     loss_sum = float(distributed.all_reduce_sum(torch.tensor(loss_sum, dtype=torch.float64)))
     pixels = int(confusion.sum())
-    return Scores(confusion.numpy(), loss_sum / pixels if pixels else math.nan)
+    return Scores(confusion.numpy(), loss_sum / pixels if with_loss and pixels else math.nan)
+
+
+def summed_loss(logits: Tensor, targets: Tensor, align_corners: bool) -> float:
+    """Returns the cross-entropy of upsampled (N, K, h, w) logits, summed over the labelled pixels of the targets."""
+    targets = targets.to(logits.device).long()
+    full = F.interpolate(logits, targets.shape[1:], mode="bilinear", align_corners=align_corners)
+    return float(F.cross_entropy(full, targets, ignore_index=IGNORE_INDEX, reduction="sum"))
 
 
 def confusion_matrix(targets: Tensor, predictions: Tensor) -> Tensor:
-    """Counts pixels: (K, K) int64, rows ground truth, columns predictions, both tensors of train ids of one shape."""
+    """Counts pixels: (K, K) int64, rows ground truth, columns predictions, from two tensors of train ids."""
     valid = targets != IGNORE_INDEX
     pairs = targets[valid].long() * NUM_CLASSES + predictions[valid].long()
     return torch.bincount(pairs, minlength=NUM_CLASSES**2).view(NUM_CLASSES, NUM_CLASSES)
@@ -291,14 +286,18 @@ def official_command(data_path: str | Path, results: Path, export: Path) -> str:
     return " ".join([*words, shlex.quote(shutil.which(script, path=folders) or script)])
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of evaluate.py."""
     parser = argparse.ArgumentParser(
         description="Score a checkpoint by the official Cityscapes rules.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data_path", default=default_data_path(), help="data set in Cityscapes layout")
-    parser.add_argument("--model_weight", default="1024_2048_model.pth", help="weights that train.py wrote")
+    parser.add_argument(
+        "--model_weight",
+        default="1024_2048_model.pth",
+        help="weights of train.py, a bare state dict or an exported file",
+    )
     parser.add_argument(
         "--split", default="val", choices=SPLITS, help="test is only predicted: it has no public labels"
     )
@@ -307,12 +306,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write the scores here")
     add_backend_flags(parser)
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="loader processes")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> int:
     """Scores a checkpoint on a split, or predicts the test split."""
-    args = parse_args()
+    args = build_parser().parse_args()
     predict_only = args.split == "test"
     if predict_only and args.json:
         raise UserError("--json was given for the test split, which has no public labels to score; use --split val")
@@ -335,7 +334,7 @@ def main() -> int:
         print(f"the {args.split} split was seen in training: these scores say little about other pictures")
     epoch = f", epoch {metadata['epoch']}" if "epoch" in metadata else ""
     print(f"{args.model_weight}{epoch} on {args.data_path}, {args.split}: {len(samples)} frames, {network.name}")
-    scores = evaluate(predict_with(network), samples, args.workers, writer)
+    scores = evaluate(network, samples, workers=args.workers, writer=writer)
     if writer:
         print(f"predictions: {writer.folder}")
     if predict_only:

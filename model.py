@@ -226,22 +226,8 @@ def pooling_matrix(length: int, bins: int, like: Tensor) -> Tensor:
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int, **options: int) -> nn.Sequential:
     """Convolution without bias, then batch normalisation."""
-    kind = DepthwiseConv2d if options.get("groups") == in_channels else nn.Conv2d
-    conv = kind(in_channels, out_channels, kernel_size, bias=False, **options)
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, bias=False, **options)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution that a CPU trains in single precision even under bf16 autocast.
-
-    oneDNN has no fast bf16 gradient for it: left to autocast, it makes the step slower than without.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and x.is_cpu and torch.is_autocast_enabled("cpu")):
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, **options: int) -> nn.Sequential:

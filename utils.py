@@ -235,16 +235,12 @@ def write_csv(path: str | Path, columns: Iterable[str], rows: Iterable[dict]) ->
 
 
 def count_parameters_and_macs(model: nn.Module, height: int, width: int) -> tuple[int, int]:
-    """Returns the parameters and, by thop, the multiply-adds for one RGB picture.
+    """Returns the number of parameters and thop's multiply-adds (MACs) for one RGB image.
 
-    thop counts what batch normalisation costs too, and it hangs buffers onto a model that would reach its state
-    dict: it gets a copy.
+    thop also counts batch normalisation. It gets a copy, since it adds buffers that would reach the state dict.
     """
     from thop import profile
-    from thop.vision.basic_hooks import count_convNd
 
     copied = copy.deepcopy(model).cpu().eval()
-    # thop goes by the exact class: one derived from Conv2d would count nothing
-    derived = {type(m): count_convNd for m in copied.modules() if isinstance(m, torch.nn.Conv2d)}
-    macs, _ = profile(copied, (torch.zeros(1, 3, height, width),), custom_ops=derived, verbose=False)
+    macs, _ = profile(copied, (torch.zeros(1, 3, height, width),), verbose=False)
     return sum(parameter.numel() for parameter in model.parameters()), int(macs)

@@ -12,19 +12,17 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
-from dataset import IGNORE_INDEX, MEAN_COLOR, DataError, find_samples
+from dataset import IGNORE_INDEX, DataError, find_samples
 from training.augment import (
     EpochSampler,
     Scales,
     TrainSet,
     _nth_true,
-    crop_image,
-    crop_label,
     distort_colors,
     draw_colors,
     paste_classes,
-    place_crop,
 )
+from training.crop import MEAN_COLOR, crop_image, crop_label, place_crop
 
 LISTED = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 ONE = Scales((1.0,), False)
@@ -92,7 +90,8 @@ def test_samples_do_not_depend_on_workers(frames, workers: int) -> None:
     def batches(count: int) -> list[torch.Tensor]:
         samples = find_samples(frames, "train")
         sampler = EpochSampler(len(samples), 2, seed=3)
-        train_set = TrainSet(samples, (48, 64), 3, Scales.parse("0.5-2"), 0.75, 0.5, 1.0, 0.5)
+        how = {"max_class_share": 0.75, "class_uniform": 0.5, "color_strength": 1.0, "class_mix": 0.5}
+        train_set = TrainSet(samples, (48, 64), 3, Scales.parse("0.5-2"), **how)
         loader = DataLoader(train_set, batch_sampler=sampler, num_workers=count, persistent_workers=count > 0)
         collected = []
         for sampler.epoch in (1, 2):

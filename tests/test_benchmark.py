@@ -20,7 +20,8 @@ from speed import training
 from speed.predictions import BASELINE, Side, add_memory, label_head_rows, picture_rows, plain_network
 from speed.timing import alternate, compare, table
 from speed.training import original_order
-from training.augment import TrainSet, crop_image, crop_label, place_crop
+from training.augment import TrainSet
+from training.crop import crop_image, crop_label, place_crop
 from utils import UserError
 
 KEYS = {"name", "stage", "backend", "precision", "height", "width", "median_ms", "baseline_median_ms", "ratio"}

@@ -70,7 +70,8 @@ def test_crops_are_bitwise_those_of_the_files(frames, tmp_path, workers, persist
 
     def batches(read, count: int, **how) -> list[torch.Tensor]:
         sampler = EpochSampler(len(samples), 2, seed=3)
-        train_set = TrainSet(samples, (48, 64), 3, Scales.parse("0.5-2"), 0.75, 0.5, 1.0, 0.5, read)
+        augment = {"max_class_share": 0.75, "class_uniform": 0.5, "color_strength": 1.0, "class_mix": 0.5}
+        train_set = TrainSet(samples, (48, 64), 3, Scales.parse("0.5-2"), **augment, read=read)
         loader = DataLoader(train_set, batch_sampler=sampler, num_workers=count, **how)
         collected = []
         for sampler.epoch in (1, 2):

@@ -17,7 +17,7 @@ from conftest import ROOT, run_script
 from test_train import FLAGS, assert_same_weights, read_csv, without_time
 
 from dataset import find_samples
-from evaluate import PredictionWriter, evaluate, predict_with
+from evaluate import PredictionWriter, evaluate
 from inference.backends import torch_network
 from inference.checkpoints import load_model
 from model import FastSCNN
@@ -108,7 +108,7 @@ def scored(weights: Path, frames: Path, results: Path) -> np.ndarray:
     network = torch_network(load_model(weights)[0], torch.device("cpu"), "fp32", compiled=False)
     samples = find_samples(frames, "train")
     writer = PredictionWriter(results / "ids", samples, results / "color")
-    return evaluate(predict_with(network, with_loss=True), samples, writer=writer).confusion
+    return evaluate(network, samples, writer=writer, with_loss=True).confusion
 
 
 def files_below(folder: Path) -> dict[Path, bytes]:
@@ -220,7 +220,7 @@ def test_interrupted_processes_all_end(eight_frames, tmp_path) -> None:
         process.send_signal(signal.SIGTERM)
     ended = finish(running)
     assert [status for status, _, _ in ended] == [143, 143], ended
-    assert "go on with --resume" in ended[0][2]
+    assert "continue with --resume" in ended[0][2]
 
 
 @pytest.mark.parametrize(

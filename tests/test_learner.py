@@ -54,26 +54,39 @@ def test_a_step_that_overflows_is_left_out() -> None:
     assert made.scaler.get_scale() < 2.0**127
 
 
-def test_a_learner_goes_on_from_its_state() -> None:
+def test_a_learner_resumes_from_its_state() -> None:
     """A scale, an average or a momentum that a resumed run forgets."""
     flags = ("--recipe", "strong", "--aux_weight", "0.4", "--batch_size", "2")
-    straight, cut = learner(*flags, half=torch.float16), learner(*flags, half=torch.float16)
-    for number in range(2):
-        cut.step(number, *batch(number))
-    resumed = learner(*flags, half=torch.float16)
-    resumed.load_state_dict(copy.deepcopy(cut.state_dict()))
-    for number in range(4):
-        torch.manual_seed(number)
-        if number < 2:
-            straight.load_state_dict(copy.deepcopy(cut.state_dict()))
-            continue
-        for made in (straight, resumed):
-            torch.manual_seed(number)
+    straight, cut, resumed = (learner(*flags, half=torch.float16) for _ in range(3))
+
+    def steps(made: Learner, numbers: range) -> None:
+        for number in numbers:
+            torch.manual_seed(number)  # of dropout
             made.step(number, *batch(number))
+
+    steps(straight, range(4))
+    steps(cut, range(2))
+    resumed.load_state_dict(copy.deepcopy(cut.state_dict()))
+    steps(resumed, range(2, 4))
     a, b = straight.state_dict(), resumed.state_dict()
     assert a["scaler"] == b["scaler"] and a["scaler"]["_growth_tracker"] == 4
     for part in ("model", "average"):
         assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+
+
+def test_depthwise_convolutions_train_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's bf16 gradient of a depthwise convolution makes a step with autocast slower than one without."""
+    seen = set()
+    convolve = torch.nn.Conv2d._conv_forward
+
+    def note(self, x, weight, bias):
+        seen.add((self.groups > 1, x.dtype, torch.is_autocast_enabled("cpu")))
+        return convolve(self, x, weight, bias)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", note)
+    learner(half=torch.bfloat16).step(0, *batch())
+    assert {entry for entry in seen if entry[0]} == {(True, torch.float32, False)}
+    assert (False, torch.bfloat16, True) in seen
 
 
 def test_the_rate_of_a_step_depends_on_its_number_alone() -> None:

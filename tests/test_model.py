@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from inference.checkpoints import convert_original, drop_profiler_buffers, is_original
 from model import MEAN, STD, FastSCNN, PyramidPooling, normalise, pooling_matrix
-from training.augment import MEAN_COLOR
+from training.crop import MEAN_COLOR
 
 NAMES = ROOT.parent / "shared" / "original_state_dict.json"
 
@@ -75,23 +75,6 @@ def test_pooling_stays_precise_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         pooled = PyramidPooling.pool(x, 6)
     torch.testing.assert_close(pooled, F.adaptive_avg_pool2d(x, 6), atol=1e-6, rtol=1e-5)
-
-
-def test_depthwise_convolutions_train_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN's bf16 gradient of a depthwise convolution makes a step with autocast slower than one without."""
-    seen = set()
-    convolve = torch.nn.Conv2d._conv_forward
-
-    def note(self, x, weight, bias):
-        seen.add((self.groups > 1, x.dtype, torch.is_autocast_enabled("cpu")))
-        return convolve(self, x, weight, bias)
-
-    monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", note)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = FastSCNN(3).train()(torch.randn(2, 3, 64, 64))
-    assert logits.dtype == torch.bfloat16
-    assert {entry for entry in seen if entry[0]} == {(True, torch.float32, False)}
-    assert (False, torch.bfloat16, True) in seen
 
 
 def test_normalise_is_the_usual_formula() -> None:

@@ -19,11 +19,11 @@ import pytest
 import torch
 from conftest import ROOT, assert_user_error, run_script
 
-from dataset import find_samples
 from inference.checkpoints import load_model
 from model import FastSCNN
-from train import COLUMNS, Run
+from train import make_trainer
 from training.recipes import parse_args
+from training.run_files import COLUMNS
 from utils import UserError, load_checkpoint, save_checkpoint
 
 FLAGS = ("--crop_h", 32, "--crop_w", 64, "--batch_size", 2, "--workers", 0, "--device", "cpu", "--seed", 3)
@@ -237,13 +237,12 @@ def test_crop_larger_than_any_scaled_picture_is_padded(frames, tmp_path) -> None
 
 def test_loss_that_is_not_finite_stops_with_its_place(frames, tmp_path) -> None:
     """A NaN that trains on for hours and overwrites the last good state."""
-    flags = [*map(str, FLAGS), "--data_path", str(frames), "--output_dir", str(tmp_path)]
-    args = parse_args(flags)
-    run = Run(args, find_samples(frames, "train") * 4, find_samples(frames, "val"), torch.device("cpu"))
-    run.learner.peak_lr = math.inf
+    flags = ["--data_path", frames, "--output_dir", tmp_path, *FLAGS, "--train_split", "train+val"]
+    trainer = make_trainer(parse_args(list(map(str, flags))), torch.device("cpu"))
+    trainer.learner.peak_lr = math.inf
     with pytest.raises(UserError, match=r"epoch 1, step 2, lr inf"):
-        run.train_epoch(1)
-    assert not run.last_path.exists()
+        trainer.train_epoch(1)
+    assert not trainer.files.last.exists()
 
 
 def test_help_lists_the_original_flags_with_their_defaults(tmp_path) -> None:

@@ -1,7 +1,7 @@
-"""Several processes that train together: who this one is, and what they tell each other.
+"""Distributed training under torchrun: rank, number of processes and the collectives in use.
 
-torchrun starts them and describes them in the environment, which is read here and nowhere else. Without it, every
-function does what a single process needs: nothing.
+The environment variables of torchrun are read only here. In a single process, every function does nothing or returns
+its argument.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from torch import Tensor, nn
 from utils import UserError, choose_device
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# How long a process waits for the others. It is far more than a checkpoint on a slow disk takes.
-PATIENCE = datetime.timedelta(minutes=10)
+# How long a process waits for the others: far longer than a checkpoint takes on a slow disk.
+TIMEOUT = datetime.timedelta(minutes=10)
 
 
 @contextlib.contextmanager
 def process_group(device_name: str) -> Iterator[torch.device]:
-    """Joins the processes that torchrun started, and gives the device that is this one's to use.
+    """Joins the processes that torchrun started and yields this one's device; with CUDA, one GPU per process.
 
-    The first process alone prints. CUDA processes get one GPU each.
+    Only the first process prints.
 
     Args:
         device_name: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        UserError: there is no such device, or not one for each process; or another process has ended.
+        UserError: the device does not exist, or not once for each process; or another process has ended.
     """
     if "WORLD_SIZE" not in os.environ:
         yield choose_device(device_name)
         return
     missing = [name for name in VARIABLES if name not in os.environ]
     if missing:
-        raise UserError(f"WORLD_SIZE is set, {', '.join(missing)} not; start several processes with torchrun")
+        raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} not: start several processes with torchrun")
     device = _own_device(choose_device(device_name), int(os.environ["LOCAL_RANK"]))
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the {os.environ['WORLD_SIZE']} processes did not find each other ({reason})") from None
@@ -53,12 +53,12 @@ def process_group(device_name: str) -> Iterator[torch.device]:
             sys.stdout = output if is_first() else nowhere
             yield device
     except RuntimeError as error:
-        # Not every loss of a peer has a type of its own: gloo raises plain RuntimeErrors.
+        # Not every lost peer has an exception type of its own: gloo raises plain RuntimeErrors.
         if not isinstance(error, dist.DistError) and not any(word in str(error) for word in ("gloo", "NCCL")):
             raise
         raise UserError(
-            f"process {rank()} of {count()} cannot reach another one, which has ended or hangs: it says why above; "
-            "start the run again with --resume"
+            f"process {rank()} of {count()} cannot reach another one, which has ended or hangs: see its error above; "
+            "resume the run with --resume"
         ) from None
     finally:
         sys.stdout = output
@@ -71,7 +71,7 @@ def _own_device(device: torch.device, local_rank: int) -> torch.device:
     if device.index is not None or local_rank >= torch.cuda.device_count():
         raise UserError(
             f"process {local_rank} of this machine has no GPU of its own: found {torch.cuda.device_count()} and "
-            f"--device {device}; start at most one process for each GPU, with --device cuda"
+            f"--device {device}; start at most one process per GPU, with --device cuda"
         )
     own = torch.device("cuda", local_rank)
     torch.cuda.set_device(own)
@@ -84,22 +84,22 @@ def count() -> int:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Whether this is the process that prints and writes."""
     return rank() == 0
 
 
 def hide_bars() -> bool | None:
-    """What tqdm's `disable` has to be: no bars but the first process's, and those on a terminal only."""
+    """The value for tqdm's `disable`: bars only in the first process, and only on a terminal."""
     return None if is_first() else True
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Returns the sum of the processes' tensors, which stay as they are."""
+    """Returns the sum of a tensor over the processes."""
     if count() == 1:
         return tensor
     total = tensor.detach().clone()
@@ -108,11 +108,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def gather_to_first(own: object) -> list:
-    """Returns what every process gave, in the order of the processes; for all but the first, nothing.
-
-    Args:
-        own: anything that can be pickled.
-    """
+    """Returns, in the first process, the objects of all in the order of their ranks; elsewhere an empty list."""
     if count() == 1:
         return [own]
     gathered = [None] * count() if is_first() else None
@@ -121,13 +117,7 @@ def gather_to_first(own: object) -> list:
 
 
 def broadcast_from_first(module: nn.Module) -> None:
-    """Gives every process the first one's weights and statistics."""
+    """Copies the first process's weights and statistics to all others."""
     if count() > 1:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, 0)
-
-
-def wait_for_all() -> None:
-    """Returns once every process has come here."""
-    if count() > 1:
-        dist.barrier()

@@ -1,4 +1,4 @@
-"""The training step: the network and everything that a step changes. Which crops come, and when to stop, is train's."""
+"""The training step: the network and all that a step changes. train.py decides which crops come and when to stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils import cpu_has_bf16
 
 
 class FromPixels(nn.Module):
-    """What is compiled, and spread over processes: uint8 pictures in, logits before upsampling out."""
+    """The part that is compiled and distributed: uint8 images in, logits before upsampling out."""
 
     def __init__(self, model: FastSCNN):
         super().__init__()
@@ -28,33 +28,55 @@ class FromPixels(nn.Module):
         return self.model.logits(normalise(images))
 
 
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that trains in float32 even under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and torch.is_autocast_enabled("cpu")):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))
+
+
+def keep_depthwise_in_float32(model: nn.Module) -> None:
+    """Makes every depthwise convolution a Float32Conv2d, for CPUs: oneDNN's bf16 gradient of it is slower than fp32."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.__class__ = Float32Conv2d
+
+
 class Learner:
-    """A network that learns, a batch at a time, alone or as one of several distributed.
+    """A network with its optimizer and schedule, trained a batch at a time, in one process or in several.
 
     Args:
-        args: the recipe, see recipes.py.
-        model: the network; it is moved to the device.
+        args: the flags, see recipes.py.
+        model: moved to the device.
         device: where to compute.
-        steps: of the whole run, for the learning rate.
-        half: what autocast rounds to, see half_precision; None: nothing is rounded.
+        steps: steps of the whole run, for the learning rate.
+        half: the dtype of autocast, see half_precision; None: everything is float32.
 
     Attributes:
-        model: the network, without whatever is wrapped around it.
+        model: the network without any wrapper.
         peak_lr: highest learning rate, scaled to the batch.
     """
 
     def __init__(
         self, args: argparse.Namespace, model: FastSCNN, device: torch.device, steps: int, half: torch.dtype | None
     ):
-        self.args, self.device, self.steps, self.half = args, device, steps, half
+        self.args = args
+        self.device = device
+        self.steps = steps
+        self.half = half
         if distributed.count() > 1 and device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if half is not None and device.type == "cpu":
+            keep_depthwise_in_float32(model)
         self.model = model.to(device, memory_format=torch.channels_last)
         groups = parameter_groups(self.model, args.weight_decay, args.decay_all)
         self.peak_lr = scaled_rate(args.lr, args.batch_size, args.base_batch)
         self.optimizer = make_optimizer(args.optimizer, groups, self.peak_lr)
         self.average = make_average(self.model, args.ema) if args.ema else None
-        # fp16 has too few exponents for gradients: they are scaled up, and a step that overflows is left out.
+        # Gradients underflow in fp16: they are scaled up, and a step that overflows is skipped.
         self.scaler = torch.amp.GradScaler(device.type, enabled=half == torch.float16)
         self.network: nn.Module = FromPixels(self.model)
         if args.compile:
@@ -66,7 +88,7 @@ class Learner:
 
     @property
     def scored(self) -> nn.Module:
-        """The network that is scored and saved: the average of the weights where there is one."""
+        """The network that is scored and saved: the moving average of the weights, if there is one."""
         return self.average.module if self.average else self.model
 
     @property
@@ -75,17 +97,17 @@ class Learner:
         return self.optimizer.param_groups[0]["lr"]
 
     def step(self, number: int, images: Tensor, targets: Tensor, colors: Tensor) -> tuple[Tensor, Tensor]:
-        """Learns from this process's part of a batch. Nothing here waits for the device.
+        """Trains on this process's share of a batch. Nothing here waits for the device.
 
         Args:
-            number: of the step, from 0.
+            number: number of the step, from 0.
             images: (n, H, W, 3) uint8 RGB.
             targets: (n, H, W) uint8 train ids.
             colors: (n, 4), see augment.draw_colors.
 
         Returns:
-            The loss, whose mean over the processes is that of the whole batch, and the pixels that the whole batch's
-            main loss counts.
+            The loss, whose mean over the processes is that of the whole batch, and the number of pixels in the whole
+            batch's main loss.
         """
         args = self.args
         for group in self.optimizer.param_groups:
@@ -100,7 +122,7 @@ class Learner:
         return loss.detach(), pixels
 
     def loss(self, images: Tensor, targets: Tensor, colors: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the loss that `step` minimises, and the pixels that it counts; see there."""
+        """Returns the loss that `step` minimises and its number of pixels; see there."""
         args = self.args
         targets = targets.to(self.device, non_blocking=True).long()
         images = distort_colors(images.to(self.device, non_blocking=True), colors)
@@ -108,8 +130,8 @@ class Learner:
             logits, *inner = self.network(images)
         main = upsampled_loss(args.loss, logits, targets, args.label_smoothing, self.model.align_corners)
         terms = [main, *(auxiliary_loss(head, targets) for head in inner)]
-        # Each process has its share of the labelled pixels, and no two the same: the sum over all of them has to be
-        # divided by the count of all. The gradients are averaged over the processes, hence the factor.
+        # Processes have different numbers of labelled pixels: the sum over all of them is divided by the total count.
+        # The gradients are averaged over the processes, hence the factor.
         pixels = distributed.all_reduce_sum(torch.stack([count for _, count in terms]))
         weights = [1.0, *(args.aux_weight for _ in inner)]
         shares = [
@@ -117,12 +139,12 @@ class Learner:
             for weight, (summed, _), count in zip(weights, terms, pixels.clamp(min=1), strict=True)
         ]
         loss = torch.stack(shares).sum()
-        if args.lovasz_weight:  # its IoU is that of this process's crops
+        if args.lovasz_weight:  # the IoU is over this process's crops
             loss = loss + args.lovasz_weight * lovasz_loss(logits, targets)
         return loss, pixels[0]
 
     def state_dict(self) -> dict:
-        """Everything that decides how it goes on."""
+        """Returns everything that training continues from."""
         return {
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -131,7 +153,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Takes over what state_dict gave."""
+        """Restores what state_dict returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
@@ -141,9 +163,9 @@ class Learner:
 
 
 def half_precision(device: torch.device) -> torch.dtype | None:
-    """Returns what a device computes fastest in half the bits: bf16, else fp16; None for a CPU without bf16.
+    """Returns the 16-bit dtype that a device computes fastest in: bf16, else fp16; None for a CPU without bf16.
 
-    Such a CPU can compute in bf16, but a step takes several times as long as in float32.
+    Such a CPU can emulate bf16, but a step then takes several times as long as in float32.
     """
     if device.type == "cpu":
         return torch.bfloat16 if cpu_has_bf16() else None
@@ -155,7 +177,7 @@ def half_precision(device: torch.device) -> torch.dtype | None:
 def on_device(batches: Iterable[list[Tensor]], device: torch.device) -> Iterator[list[Tensor]]:
     """Yields batches of images, targets and colors, with the first two on the device.
 
-    On CUDA a batch is copied while the one before is computed on; the colors stay behind, as they are read by Python.
+    On CUDA, a batch is copied while the previous one is in use; the colors stay on the CPU, as Python reads them.
     """
     if device.type != "cuda":
         yield from batches
@@ -173,7 +195,7 @@ def on_device(batches: Iterable[list[Tensor]], device: torch.device) -> Iterator
 
 
 def _arrived(batch: list[Tensor], copied: torch.cuda.Event) -> list[Tensor]:
-    """Makes the current stream wait for the copy of a batch, whose memory is its own from then on."""
+    """Makes the current stream wait for a batch's copy and take over its memory."""
     current = torch.cuda.current_stream()
     current.wait_event(copied)
     for tensor in batch[:2]:

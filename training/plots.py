@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and its confusion matrix. Drawn without a display."""
+"""Plots of a run: training curves and confusion matrix, drawn without a display."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # named here: no display is asked for, no global state
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # explicit: needs neither a display nor global state
 from matplotlib.figure import Figure
 
 from dataset import CLASSES
@@ -16,12 +16,12 @@ from utils import write_file
 
 
 def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
-    """Draws losses, scores and learning rate over the epochs.
+    """Plots losses, scores and learning rate over the epochs.
 
     Args:
         path: PNG to write.
-        history: a row per epoch, as in the statistics file.
-        title: printed above.
+        history: one row per epoch, as in the statistics file.
+        title: text above the plots.
     """
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(13, 3.6), dpi=100, layout="constrained")
@@ -37,8 +37,14 @@ def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
         score.plot(epochs, [100 * row[name] for row in history], ".-", label=label, markersize=3)
     best = max(history, key=lambda row: row["class_miou"])
     score.plot(best["epoch"], 100 * best["class_miou"], "o", color="C2", fillstyle="none")
-    score.annotate(f"{100 * best['class_miou']:.2f}", (best["epoch"], 100 * best["class_miou"]), xytext=(0, 7),
-                   textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
+    score.annotate(
+        f"{100 * best['class_miou']:.2f}",
+        (best["epoch"], 100 * best["class_miou"]),
+        xytext=(0, 7),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8,
+    )
     score.set_title("validation scores, %")
     rate.plot(epochs, [row["lr"] for row in history], ".-", markersize=3)
     rate.set_title("learning rate at the end of the epoch")
@@ -48,19 +54,19 @@ def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
         axes.grid(alpha=0.3)
     loss.legend()
     low, high = score.get_ylim()
-    score.set_ylim(low, high + (high - low) / 8)  # the curves may run anywhere: the legend gets a place above them
+    score.set_ylim(low, high + (high - low) / 8)  # room for the legend above the curves
     score.legend(loc="upper center", ncols=3, fontsize=8)
     figure.suptitle(textwrap.fill(title, 180, break_on_hyphens=False), fontsize=9)
     _save(figure, path)
 
 
 def plot_confusion(path: str | Path, confusion: np.ndarray, title: str) -> None:
-    """Draws a confusion matrix as shares of each ground-truth row, in percent.
+    """Plots a confusion matrix as shares of each ground-truth row, in percent.
 
     Args:
         path: PNG to write.
         confusion: (K, K) pixel counts, rows ground truth, columns predictions.
-        title: printed above.
+        title: text above the plot.
     """
     totals = confusion.sum(1, keepdims=True)
     shares = 100 * confusion / np.maximum(totals, 1)

@@ -1,0 +1,86 @@
+"""The files of a training run: weights, the state to resume from, statistics and plots."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model import FastSCNN
+from training import distributed
+from training.plots import plot_confusion, plot_curves
+from training.recipes import previous_path
+from utils import UserError, save_checkpoint, writable_folder, write_csv
+
+COLUMNS = ("epoch", "train_loss", "val_loss", "pixel_accuracy", "class_miou", "category_miou", "lr", "images_per_s")
+
+
+class RunFiles:
+    """The files of one run in its output folder, which is created if missing.
+
+    Raises:
+        UserError: the folder cannot be written to, or the package tensorboard is missing.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.folder = writable_folder(args.output_dir)
+        self.prefix = f"{args.crop_h}_{args.crop_w}"
+        self.best = self.folder / f"{self.prefix}_model.pth"
+        self.last = self.folder / f"{self.prefix}_last.pth"
+        self.statistics = self.folder / f"{self.prefix}_statistics.csv"
+        self.command = shlex.join(["train.py", *sys.argv[1:]])
+        self.train_split = args.train_split
+        self.board = _open_board(self.folder) if args.tensorboard and distributed.is_first() else None
+
+    def remove_unfinished(self) -> None:
+        """Removes what a run left that was killed while it saved."""
+        for path in self.folder.glob(f".{self.prefix}_*.tmp"):
+            path.unlink(missing_ok=True)
+
+    def save_epoch(self, state: dict, best_metadata: dict, confusion: np.ndarray) -> None:
+        """Saves an epoch: first the state, from which everything else can be written again, then the other files.
+
+        Args:
+            state: what training resumes from, with `history` and `best`.
+            best_metadata: metadata of the best weights.
+            confusion: (K, K) pixel counts of the validation.
+        """
+        row = state["history"][-1]
+        save_checkpoint(self.last, state, previous_path(self.last))
+        self.save_results(state["history"], state["best"]["model"], best_metadata)
+        plot_confusion(self.folder / "confusion.png", confusion, f"epoch {row['epoch']}, validation")
+        if self.board:
+            for name in COLUMNS[1:]:
+                self.board.add_scalar(name, row[name], row["epoch"])
+
+    def save_results(self, history: list[dict], best_weights: dict, best_metadata: dict) -> None:
+        """Saves the best weights, if they are new, the statistics and the curves."""
+        if best_metadata["epoch"] == history[-1]["epoch"] or not self.best.exists():
+            save_checkpoint(self.best, {"model": best_weights, "metadata": best_metadata})
+        write_csv(self.statistics, COLUMNS, history)
+        plot_curves(self.folder / "curves.png", history, self.command)
+
+    def metadata(self, model: FastSCNN, row: dict) -> dict:
+        """Returns what a weight file says about itself, in plain values."""
+        return {
+            "network": "Fast-SCNN",
+            "align_corners": model.align_corners,
+            "input_scale": model.input_scale,
+            "train_split": self.train_split,
+            "epoch": row["epoch"],
+            "class_miou": row["class_miou"],
+            "command": self.command,
+            "torch": str(torch.__version__),
+        }
+
+
+def _open_board(folder: Path) -> object:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+    return SummaryWriter(folder / "tensorboard")
