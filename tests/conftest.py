@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch is imported, here and in every script: with nets this small a second thread only waits.
@@ -40,35 +43,128 @@ def run_process(*command: object, cwd: Path, **variables: str) -> subprocess.Com
     )  # fmt: skip
 
 
+def call_main(script: str, *arguments: object) -> int:
+    """Calls a script's main() as `python script` does, in the environment as it is; returns the exit status."""
+    main = importlib.import_module(script.removesuffix(".py")).main
+    sys.argv = [str(ROOT / script), *map(str, arguments)]
+    try:
+        run_cli(main, DataError)
+    except SystemExit as end:
+        return end.code
+    except BaseException:
+        traceback.print_exc()
+    return 1
+
+
 def run_script(script: str, *arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs a script's main() in this process: what it prints, and the exit status that it ends with.
 
     A start of Python and PyTorch takes seconds, which one test for each script spends, by run_process. Streams are
     those of the file descriptors, so that what OpenCV or FFmpeg print is seen too.
     """
-    main = importlib.import_module(script.removesuffix(".py")).main
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     threads = cv2.getNumThreads()
     with pytest.MonkeyPatch.context() as patch, captured() as streams:
-        for name in [name for name in os.environ if name.startswith("CITYSCAPES_")]:
-            patch.delenv(name)
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        patch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
+        set_environment(variables, patch.setenv, patch.delenv)
+        patch.setattr(sys, "argv", [])
         patch.chdir(cwd)
         try:
-            run_cli(main, DataError)
-        except SystemExit as end:
-            status = end.code
-        except BaseException:
-            traceback.print_exc()
-            status = 1
+            status = call_main(script, *arguments)
         finally:
             cv2.setNumThreads(threads)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             output = [stream.snap() for stream in streams]
     return subprocess.CompletedProcess([script, *arguments], status, *output)
+
+
+def set_environment(variables: dict[str, str], setenv: Callable, delenv: Callable) -> None:
+    """Sets variables; CITYSCAPES_* come from them only."""
+    for name in [name for name in os.environ if name.startswith("CITYSCAPES_")]:
+        delenv(name)
+    for name, value in variables.items():
+        setenv(name, value)
+
+
+class Started:
+    """A function or script in a process of its own, to be killed or waited for.
+
+    It is forked from a server that has imported the scripts, in milliseconds. (A fork of this process could not train:
+    autograd refuses to work in a fork of a process that has used it.)
+
+    Args:
+        function: what to call, importable by name; what it returns is the exit status.
+        cwd: the folder to work in.
+        variables: environment variables; CITYSCAPES_* come from here only.
+        first: called first, such as to set a limit.
+    """
+
+    def __init__(
+        self, function: Callable, *arguments: object, cwd: Path, first: Callable | None = None, **variables: str
+    ):
+        context = multiprocessing.get_context("forkserver")
+        # What the scripts import, and what PyTorch and thop import when they are first used.
+        context.set_forkserver_preload(["train", "viewer", "thop", "torch._dynamo"])
+        os.environ.setdefault("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        self._streams = tempfile.mkdtemp()
+        how = (self._streams, str(cwd), first, variables)
+        self._process = context.Process(target=_in_child, args=(*how, function, arguments))
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, minus the number of the signal that ended it, or None while it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal."""
+        os.kill(self._process.pid, number)
+
+    @property
+    def stdout(self) -> str:
+        """What it has printed so far."""
+        path = Path(self._streams, "1")
+        return path.read_text() if path.exists() else ""
+
+    def result(self) -> subprocess.CompletedProcess[str]:
+        """Waits for the end and returns it as run_script does."""
+        return subprocess.CompletedProcess([], *self.wait())
+
+    def wait(self, timeout: float = 240) -> tuple[int, str, str]:
+        """Waits for the end; returns the exit status, stdout and stderr."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+        output = [Path(self._streams, name).read_text() for name in "12"]
+        shutil.rmtree(self._streams)
+        return self._process.exitcode, *output
+
+
+def _in_child(
+    streams: str, cwd: str, first: Callable | None, variables: dict[str, str], function: Callable, arguments: tuple
+) -> None:
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(Path(streams, str(number)), os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
+        setattr(sys, name, open(number, "w", buffering=1, closefd=False))  # noqa: SIM115
+    multiprocessing.set_start_method("fork", force=True)  # loader workers start as in a script, not by the server
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    set_environment(variables, os.environ.__setitem__, os.environ.__delitem__)
+    os.chdir(cwd)
+    if first:
+        first()
+    try:
+        status = function(*arguments) or 0
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def start_script(script: str, *arguments: object, **how: object) -> Started:
+    """Starts a script's main() in a process of its own; see Started."""
+    return Started(call_main, script, *arguments, **how)
 
 
 @contextlib.contextmanager

@@ -1,20 +1,13 @@
-"""A script whose loader worker dies at a frame, for test_dataset.py: inside a test the death would be pytest's too.
-
-python tests/dying_loader.py DATA NAME SIGKILL|SIGSEGV|exit fork|spawn SECONDS
-"""
+"""A loader whose worker dies at a frame, for test_dataset.py: inside a test the death would be pytest's too."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from torch.utils.data import DataLoader
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a worker that is spawned runs this line too
 
 from dataset import DataError, Sample, find_samples, loader_worker, naming_dead_workers, read_pair
 from training.augment import Scales, TrainSet
@@ -35,18 +28,20 @@ class Fatal:
         return read_pair(sample)
 
 
-def main() -> None:
+def load(root: str, name: str, how: str, start: str, seconds: float) -> int:
     """Loads every frame; what is done with one takes that many seconds."""
-    root, name, how, start, seconds = sys.argv[1:]
     data = TrainSet(find_samples(root, "train"), (32, 64), 0, Scales((1.0,), False), read=Fatal(name, how))
     keys = [[(1, index)] for index in range(len(data.samples))]
     loader = DataLoader(
         data, batch_sampler=keys, num_workers=2, multiprocessing_context=start, worker_init_fn=loader_worker
     )
-    with naming_dead_workers(loader):
-        for _ in loader:
-            time.sleep(float(seconds))
 
+    def main() -> None:
+        with naming_dead_workers(loader):
+            for _ in loader:
+                time.sleep(seconds)
 
-if __name__ == "__main__":
-    run_cli(main, DataError)
+    try:
+        run_cli(main, DataError)
+    except SystemExit as end:
+        return end.code

@@ -6,8 +6,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
@@ -17,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_user_error, random_frame, run_script, write_frame
+from conftest import Started, assert_user_error, random_frame, run_script, start_script, write_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -26,7 +24,7 @@ from dataset import DataError, find_samples, loader_worker, read_pair
 from training import cache
 from training.augment import EpochSampler, Scales, TrainSet
 from training.cache import open_cache
-from utils import UserError, load_checkpoint
+from utils import UserError, load_checkpoint, run_cli
 
 FLAGS = ("--crop_h", 32, "--crop_w", 64, "--batch_size", 2, "--epochs", 1, "--workers", 1, "--device", "cpu")
 
@@ -111,24 +109,23 @@ def test_splits_share_a_folder(frames, tmp_path, capfd) -> None:
         open_cache(tmp_path / "cache", train).read(val[0])
 
 
-def start_build(data: Path, folder: Path, workers: int) -> subprocess.Popen:
-    """A process that opens the cache of a data set and reads all of it, as one of several of a run would."""
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import numpy as np\n"
-        "from dataset import find_samples, read_pair\n"
-        "from training.cache import open_cache\n"
-        "from utils import run_cli\n"
-        "def main():\n"
-        "    samples = find_samples(sys.argv[2], 'train')\n"
-        "    opened = open_cache(sys.argv[3], samples, int(sys.argv[4]))\n"
-        "    print('equal', all(np.array_equal(opened.read(s)[i], read_pair(s)[i]) for s in samples for i in (0, 1)))\n"
-        "run_cli(main)\n"
-    )
-    command = [sys.executable, "-c", code, str(ROOT), str(data), str(folder), str(workers)]
-    # A shell that starts a job in the background has it ignore Ctrl-C, and the tests with it; a user's run does not.
-    attend = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=attend)
+def build(data: str, folder: str, workers: int) -> int:
+    """Opens the cache of a data set and reads all of it, as one of several processes of a run would."""
+
+    def main() -> None:
+        samples = find_samples(data, "train")
+        opened = open_cache(folder, samples, workers)
+        print("equal", all(np.array_equal(opened.read(s)[i], read_pair(s)[i]) for s in samples for i in (0, 1)))
+
+    try:
+        run_cli(main, DataError)
+    except SystemExit as end:
+        return end.code
+
+
+def start_build(data: Path, folder: Path, workers: int) -> Started:
+    """Starts build in a process of its own."""
+    return Started(build, str(data), str(folder), workers, cwd=data)
 
 
 @pytest.fixture
@@ -140,14 +137,14 @@ def many(tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def stop_build(data: Path, folder: Path, workers: int, signum: int) -> tuple[int, str]:
-    """Ends a build in its middle; returns its exit status and what it said on stderr."""
-    process, deadline = start_build(data, folder, workers), time.monotonic() + 120
-    while len(frame_files(folder)) < 5 and time.monotonic() < deadline and process.poll() is None:
+def stop_build(data: Path, folder: Path, workers: int, number: int) -> tuple[int, str]:
+    """Ends a build in its middle by a signal; returns its exit status and what it said on stderr."""
+    building = start_build(data, folder, workers)
+    while len(frame_files(folder)) < 5 and building.returncode is None:
         time.sleep(0.002)
-    process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
-    return process.returncode, errors
+    building.send_signal(number)
+    status, _, errors = building.wait()
+    return status, errors
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -157,7 +154,7 @@ def test_an_interrupted_build_says_what_to_do(many, tmp_path, workers) -> None:
     assert status == 130 and len(frame_files(tmp_path / "cache")) < 40
     said = [line for line in errors.splitlines() if line]
     assert said == [f"cache {tmp_path / 'cache'} is unfinished; start again to go on with it", "interrupted"]
-    assert "equal True" in start_build(many, tmp_path / "cache", workers).communicate(timeout=120)[0]
+    assert "equal True" in start_build(many, tmp_path / "cache", workers).wait()[1]
 
 
 def test_a_build_that_was_killed_goes_on_where_it_was(many, tmp_path) -> None:
@@ -178,12 +175,10 @@ def test_a_build_that_was_killed_goes_on_where_it_was(many, tmp_path) -> None:
 
 def test_of_several_processes_one_builds(many, tmp_path) -> None:
     """Two processes of a run that write the same file, or read what the other has not finished."""
-    processes = [start_build(many, tmp_path / "cache", 1) for _ in range(3)]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert all(process.returncode == 0 for process in processes), outputs
-    assert all("equal True" in out for out, _ in outputs)
-    assert sum("40 of 40 frames to decode" in out for out, _ in outputs) == 1
-    assert sum("to decode" in out for out, _ in outputs) == 1
+    outputs = [building.wait() for building in [start_build(many, tmp_path / "cache", 1) for _ in range(3)]]
+    assert all(status == 0 and "equal True" in out for status, out, _ in outputs), outputs
+    assert sum("40 of 40 frames to decode" in out for _, out, _ in outputs) == 1
+    assert sum("to decode" in out for _, out, _ in outputs) == 1
 
 
 # Each cache that is not what it should be, made from a good one, and what the message must name.
@@ -306,18 +301,12 @@ def test_a_disk_that_is_too_small_is_refused_with_the_figure(frames, tmp_path) -
 
 def test_a_disk_that_fills_up_leaves_what_is_whole(many, tmp_path) -> None:
     """Half a frame under the name of a whole one when somebody else fills the disk."""
-    limit = 4096 + 4 * 256 * 512
-    command = ["train.py", "--data_path", str(many), "--cache", str(tmp_path / "cache"), *map(str, FLAGS)]
-    shutil.copytree(many / "leftImg8bit/train", many / "leftImg8bit/val")
-    shutil.copytree(many / "gtFine/train", many / "gtFine/val")
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit - 1, limit - 1))
-
-    result = subprocess.run(
-        [sys.executable, str(ROOT / command[0]), *command[1:]], capture_output=True, text=True, cwd=tmp_path,
-        preexec_fn=limited,
-    )  # fmt: skip
+    size = 4096 + 4 * 256 * 512 - 1
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+    for folder in ("leftImg8bit", "gtFine"):
+        shutil.copytree(many / folder / "train", many / folder / "val")
+    flags = ("--data_path", many, "--cache", tmp_path / "cache", *FLAGS)
+    result = start_script("train.py", *flags, cwd=tmp_path, first=limit).result()
     assert_user_error(result, ".frame", "File too large", "free space")
     assert not frame_files(tmp_path / "cache") and not list((tmp_path / "cache").rglob("*.tmp"))
 

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 from cityscapesscripts.helpers import labels as official
-from conftest import ROOT, assert_user_error, random_frame, run_process, run_script, write_frame
+from conftest import Started, assert_user_error, random_frame, run_script, write_frame
+from dying_loader import load
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -231,7 +232,7 @@ def test_bad_data_stops_training_in_one_line(frames, tmp_path, spoil) -> None:
 def test_a_worker_that_dies_names_its_file(frames, how: str, start: str, seconds: int) -> None:
     """A worker that "exited unexpectedly", hours into a run, and 2,975 files to suspect."""
     samples = find_samples(frames, "train")
-    result = run_process(ROOT / "tests/dying_loader.py", frames, samples[2].name, how, start, seconds, cwd=frames)
+    result = Started(load, str(frames), samples[2].name, how, start, seconds, cwd=frames).result()
     died = "exit code 3" if how == "exit" else {"SIGKILL": "Killed", "SIGSEGV": "Segmentation"}[how]
     # Before it there may be what PyTorch's handler of faults, or a thread of the other worker, has to say.
     assert result.returncode == 2 and result.stderr.count("error: ") == 1 and result.stderr.count("Traceback") <= 1

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, Started, call_main, run_process, run_script
 from test_train import FLAGS, assert_same_weights, read_csv, without_time
 
 from dataset import find_samples
@@ -21,44 +19,33 @@ from evaluate import PredictionWriter, evaluate
 from inference.backends import torch_network
 from inference.checkpoints import load_model
 from model import FastSCNN
+from training import distributed
+from training.augment import EpochSampler
 from training.learner import Learner
 from training.recipes import parse_args
 
-HERE = Path(__file__).resolve().parent
 LEARN = ["--batch_size", "4", "--aux_weight", "0.4"]
 
 
-def start(count: int, command: list[str], cwd: Path, **variables: str) -> list[subprocess.Popen]:
-    """Starts processes the way torchrun does, but with their output kept apart."""
+def start(count: int, function: Callable, *arguments: object, cwd: Path, **variables: str) -> list[Started]:
+    """Starts a function in several processes the way torchrun does, but with their output kept apart."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {name: value for name, value in os.environ.items() if not name.startswith("CITYSCAPES_")}
-    common |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common |= {"PYTHONPATH": f"{ROOT}:{HERE}", **variables}
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **variables}
     return [
-        subprocess.Popen(
-            [sys.executable, *command], cwd=cwd, env={**common, "RANK": str(i), "LOCAL_RANK": str(i)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(count)
-    ]  # fmt: skip
+        Started(function, *arguments, cwd=cwd, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(count)
+    ]
 
 
-def finish(running: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-    """Exit status, output and errors of each."""
-    try:
-        outputs = [process.communicate(timeout=240) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    return [(process.returncode, *output) for process, output in zip(running, outputs, strict=True)]
+def start_training(frames: Path, output: Path, *flags: object, **variables: str) -> list[Started]:
+    """Starts train.py in two processes, with two crops for each."""
+    return start(2, call_main, "train.py", *train_flags(frames, output, *flags), cwd=frames, **variables)
 
 
-def train_command(frames: Path, output: Path, *flags: object) -> list[str]:
-    """train.py with two crops for each of two processes."""
-    given = ["--data_path", frames, "--output_dir", output, *FLAGS, "--batch_size", 4, *flags]
-    return [str(ROOT / "train.py"), *map(str, given)]
+def train_flags(frames: Path, output: Path, *flags: object) -> list[str]:
+    """Flags of train.py for two crops for each of two processes."""
+    return [str(flag) for flag in ("--data_path", frames, "--output_dir", output, *FLAGS, "--batch_size", 4, *flags)]
 
 
 def frozen_learner() -> tuple[Learner, tuple[torch.Tensor, ...]]:
@@ -87,13 +74,10 @@ def eight_frames(frames: Path) -> Path:
     return frames
 
 
-def started_epochs(running: list[subprocess.Popen], output: Path) -> None:
+def wait_for_an_epoch(running: list[Started], output: Path) -> None:
     """Returns when the first epoch is over, or a process has ended."""
-    deadline = time.monotonic() + 120
-    while not (output / "32_64_statistics.csv").exists() and time.monotonic() < deadline:
-        if any(process.poll() is not None for process in running):
-            return
-        time.sleep(0.05)
+    while not (output / "32_64_statistics.csv").exists() and all(process.returncode is None for process in running):
+        time.sleep(0.02)
 
 
 def gradients(part: slice) -> dict[str, torch.Tensor]:
@@ -116,16 +100,24 @@ def files_below(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def save_gradients() -> None:
+    """Saves the gradients of this process's part of the batch."""
+    with distributed.process_group("cpu"):
+        rank = distributed.rank()
+        torch.save(gradients(slice(rank, None, 2)), f"{rank}.pth")
+
+
+def save_scores(weights: Path, frames: Path) -> None:
+    """Saves the confusion matrix that this process gets, on a disk of its own."""
+    with distributed.process_group("cpu"):
+        rank = distributed.rank()
+        np.save(f"{rank}.npy", scored(weights, frames, Path(f"machine{rank}")))
+
+
 def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path) -> None:
     """A mean of means: pixels of a crop with few labels weigh more than those of others."""
-    program = (
-        "import torch, test_distributed\n"
-        "from training import distributed\n"
-        "with distributed.process_group('cpu'):\n"
-        "    found = test_distributed.gradients(slice(distributed.rank(), None, 2))\n"
-        "    torch.save(found, f'{distributed.rank()}.pth')\n"
-    )
-    for status, _, errors in finish(start(2, ["-c", program], tmp_path)):
+    for running in start(2, save_gradients, cwd=tmp_path):
+        status, _, errors = running.wait()
         assert status == 0, errors
     expected = gradients(slice(None))
     for number in range(2):
@@ -137,15 +129,8 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path) -> No
 
 def test_shared_validation_counts_every_frame_once_and_one_process_writes(frames, weights, tmp_path) -> None:
     """Shards that are padded to equal lengths count frames twice; predictions end up on the disk of another machine."""
-    program = (
-        "import sys, pathlib, numpy, test_distributed\n"
-        "from training import distributed\n"
-        "with distributed.process_group('cpu'):\n"
-        "    number = distributed.rank()\n"
-        "    found = test_distributed.scored(sys.argv[1], sys.argv[2], pathlib.Path(f'machine{number}'))\n"
-        "    numpy.save(f'{number}.npy', found)\n"
-    )
-    for status, _, errors in finish(start(2, ["-c", program, str(weights), str(frames)], tmp_path)):
+    for running in start(2, save_scores, weights, frames, cwd=tmp_path):
+        status, _, errors = running.wait()
         assert status == 0, errors
     expected = scored(weights, frames, tmp_path / "alone")
     assert expected.sum() > 3000
@@ -159,8 +144,6 @@ def test_shared_validation_counts_every_frame_once_and_one_process_writes(frames
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_parts_of_a_batch_are_the_batch(count: int) -> None:
     """Crops that are drawn twice, or not at all, because processes disagree about the order."""
-    from training.augment import EpochSampler
-
     whole = EpochSampler(37, 12, seed=5)
     parts = [EpochSampler(37, 12, seed=5, part=(number, count)) for number in range(count)]
     whole.epoch = 3
@@ -174,38 +157,36 @@ def test_the_parts_of_a_batch_are_the_batch(count: int) -> None:
 
 
 def test_torchrun_trains_resumes_and_one_process_writes(eight_frames, tmp_path) -> None:
-    """Two processes that write the same files, print everything twice, or go on from different states."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    """Two processes that write the same files, print everything twice, or resume from different states."""
     extra = ("--ema", "0.9", "--workers", "1")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CITYSCAPES_")}
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
 
-    def torchrun(output: Path, *flags: object) -> str:
-        command = [sys.executable, *launcher, *train_command(eight_frames, output, *extra, *flags)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.count("best weights") == 1
-        return result.stdout
+    def train(output: Path, *flags: object) -> str:
+        first, second = (process.wait() for process in start_training(eight_frames, output, *extra, *flags))
+        assert first[0] == second[0] == 0, first + second
+        assert first[1].count("best weights") == 1 and second[1] == ""
+        return first[1]
 
-    out = torchrun(tmp_path / "straight", "--epochs", 3)
+    out = train(straight, "--epochs", 3)
     assert "2 processes" in out and out.count("epoch 1/3") == 1 and "2 steps per epoch" in out
-    names = sorted(path.name for path in (tmp_path / "straight" / "results").iterdir())
+    names = sorted(path.name for path in (straight / "results").iterdir())
     assert names == [f"valstadt_000000_{i:06d}_pred_labelIds.png" for i in range(2)]
-    torchrun(tmp_path / "cut", "--epochs", 2)
-    assert "resumed after epoch 2" in torchrun(
-        tmp_path / "cut", "--epochs", 3, "--resume", tmp_path / "cut" / "32_64_last.pth"
-    )
-    rows = [without_time(read_csv(tmp_path / name / "32_64_statistics.csv")) for name in ("straight", "cut")]
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py")
+    launched = run_process(*launcher, *train_flags(eight_frames, cut, *extra, "--epochs", 2), cwd=tmp_path)
+    assert launched.returncode == 0 and launched.stdout.count("best weights") == 1, launched.stderr
+    assert "resumed after epoch 2" in train(cut, "--epochs", 3, "--resume", cut / "32_64_last.pth")
+    rows = [without_time(read_csv(output / "32_64_statistics.csv")) for output in (straight, cut)]
     assert rows[0] == rows[1] and len(rows[0]) == 3
     for name in ("32_64_model.pth", "32_64_last.pth"):
-        assert_same_weights(tmp_path / "straight" / name, tmp_path / "cut" / name)
+        assert_same_weights(straight / name, cut / name)
 
 
 def test_the_others_end_when_one_process_dies(eight_frames, tmp_path) -> None:
     """A job that waits for a dead process until somebody looks."""
-    running = start(2, train_command(eight_frames, tmp_path / "out", "--epochs", 500), tmp_path)
-    started_epochs(running, tmp_path / "out")
+    running = start_training(eight_frames, tmp_path / "out", "--epochs", 500)
+    wait_for_an_epoch(running, tmp_path / "out")
     running[1].send_signal(signal.SIGKILL)
-    (status, _, errors), (killed, _, _) = finish(running)
+    (status, _, errors), (killed, _, _) = (process.wait() for process in running)
     assert killed == -signal.SIGKILL and status == 2, errors
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "process 0 of 2 cannot reach another one" in lines[0] and "--resume" in lines[0]
@@ -214,11 +195,11 @@ def test_the_others_end_when_one_process_dies(eight_frames, tmp_path) -> None:
 
 def test_interrupted_processes_all_end(eight_frames, tmp_path) -> None:
     """A Ctrl-C that ends one process and leaves the other waiting."""
-    running = start(2, train_command(eight_frames, tmp_path / "out", "--epochs", 500), tmp_path)
-    started_epochs(running, tmp_path / "out")
+    running = start_training(eight_frames, tmp_path / "out", "--epochs", 500)
+    wait_for_an_epoch(running, tmp_path / "out")
     for process in running:
         process.send_signal(signal.SIGTERM)
-    ended = finish(running)
+    ended = [process.wait() for process in running]
     assert [status for status, _, _ in ended] == [143, 143], ended
     assert "continue with --resume" in ended[0][2]
 
@@ -234,13 +215,13 @@ def test_interrupted_processes_all_end(eight_frames, tmp_path) -> None:
 )
 def test_what_cannot_be_shared_is_refused(eight_frames, tmp_path, flags, variables, words) -> None:
     """A batch of 5 over 2 processes is one of 4, or of 6, without a word."""
-    for status, _, errors in finish(start(2, train_command(eight_frames, tmp_path, *flags), tmp_path, **variables)):
+    for running in start_training(eight_frames, tmp_path, *flags, **variables):
+        status, _, errors = running.wait()
         lines = [line for line in errors.splitlines() if line.startswith("error: ")]
         assert status == 2 and len(lines) == 1 and all(word in lines[0] for word in words), errors
 
 
 def test_half_an_environment_is_refused(eight_frames, tmp_path) -> None:
     """WORLD_SIZE left over in a shell starts a run that waits for processes that never come."""
-    given = train_command(eight_frames, tmp_path)
-    result = run_script("train.py", *given[1:], cwd=tmp_path, WORLD_SIZE="2")
+    result = run_script("train.py", *train_flags(eight_frames, tmp_path), cwd=tmp_path, WORLD_SIZE="2")
     assert result.returncode == 2 and "RANK" in result.stderr and "torchrun" in result.stderr

@@ -1,16 +1,15 @@
-"""Going on after a pulled plug: killed at any moment, with a damaged state, or with other flags."""
+"""Resuming after a power cut: killed at any moment, with a damaged state, or with other flags."""
 
 from __future__ import annotations
 
 import random
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, assert_user_error
+from conftest import assert_user_error, start_script
 from test_train import EVERYTHING, FLAGS, assert_same_weights, read_csv, train, without_time
 
 from training.recipes import load_resumable, previous_path
@@ -19,27 +18,24 @@ from utils import UserError, load_checkpoint, save_checkpoint
 KILLS = 5
 
 
-def killed_and_resumed(frames: Path, output: Path, rng: random.Random, kills: int, flags: tuple) -> list[float]:
-    """Kills a run at random moments and goes on with it, until it ends; returns the seconds it was given each time."""
-    delays = []
+def killed_and_resumed(frames: Path, output: Path, rng: random.Random, kills: int, flags: tuple) -> int:
+    """Kills a run at random moments and resumes it, until it ends; returns how often it was killed."""
     last = output / "32_64_last.pth"
+    killed = 0
     while True:
-        command = [sys.executable, str(ROOT / "train.py"), "--data_path", str(frames), "--output_dir", str(output)]
-        command += [*map(str, FLAGS), "--workers", str(rng.randrange(3)), *map(str, flags)]
-        if last.exists() or previous_path(last).exists():
-            command += ["--resume", str(last)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            if len(delays) < kills:
-                for line in process.stdout:  # the clock starts with the training: before, there is little to lose
-                    if line.startswith("recipe"):
-                        break
-                delays.append(rng.uniform(0, 2.5))
-                time.sleep(delays[-1])
-                process.kill()
-            _, errors = process.communicate(timeout=240)
-        if process.returncode == 0:
-            return delays
-        assert process.returncode == -9, errors
+        resume = ("--resume", last) if last.exists() or previous_path(last).exists() else ()
+        given = (*FLAGS, "--workers", rng.randrange(3), *flags, *resume)
+        run = start_script("train.py", "--data_path", frames, "--output_dir", output, *given, cwd=frames)
+        if killed < kills:
+            while "recipe" not in run.stdout and run.returncode is None:
+                time.sleep(0.01)  # the clock starts with the training: before, there is little to lose
+            time.sleep(rng.uniform(0, 1))
+            run.send_signal(signal.SIGKILL)
+            killed += 1
+        status, _, errors = run.wait()
+        if status == 0:
+            return killed
+        assert status == -signal.SIGKILL, errors
 
 
 def test_killed_at_random_moments_it_ends_the_same(frames, tmp_path) -> None:
@@ -48,8 +44,7 @@ def test_killed_at_random_moments_it_ends_the_same(frames, tmp_path) -> None:
     straight = train(frames, tmp_path / "straight", *flags)
     assert straight.returncode == 0, straight.stderr
     rng = random.Random(0)
-    delays = killed_and_resumed(frames, tmp_path / "cut", rng, KILLS, flags)
-    assert len(delays) == KILLS
+    assert killed_and_resumed(frames, tmp_path / "cut", rng, KILLS, flags) == KILLS
     for name in ("32_64_model.pth", "32_64_last.pth"):
         assert_same_weights(tmp_path / "straight" / name, tmp_path / "cut" / name)
     rows = [without_time(read_csv(tmp_path / run / "32_64_statistics.csv")) for run in ("straight", "cut")]

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
-import os
 import re
 import resource
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, assert_user_error, run_script
+from conftest import assert_user_error, run_script, start_script
 
 from inference.checkpoints import load_model
 from model import FastSCNN
@@ -140,17 +139,14 @@ def test_interrupted_and_resumed_run_ends_the_same(frames, tmp_path, number, wor
     assert straight.returncode == 0, straight.stderr
 
     cut = tmp_path / "cut"
-    flags = [*map(str, FLAGS), "--workers", str(workers), *map(str, extra)]
-    command = [sys.executable, str(ROOT / "train.py"), "--data_path", str(frames), "--output_dir", str(cut), *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (cut / "32_64_statistics.csv").exists() and time.monotonic() < deadline and process.poll() is None:
+    flags = (*FLAGS, "--workers", workers, *extra)
+    run = start_script("train.py", "--data_path", frames, "--output_dir", cut, *flags, cwd=frames)
+    while not (cut / "32_64_statistics.csv").exists() and run.returncode is None:
         time.sleep(0.01)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.fail("the run was over before the signal came")
-    assert process.returncode == (130 if number == signal.SIGINT else 143), errors
+    run.send_signal(number)
+    status, _, errors = run.wait()
+    assert status != 0, "the run was over before the signal came"
+    assert status == (130 if number == signal.SIGINT else 143), errors
     assert "--resume" in errors and "Traceback" not in errors
 
     resumed = train(frames, cut, *extra, "--resume", cut / "32_64_last.pth")
@@ -190,13 +186,9 @@ def test_full_disk_while_saving_keeps_the_previous_state(frames, tmp_path) -> No
     last = tmp_path / "32_64_last.pth"
     before = {path.name: path.read_bytes() for path in tmp_path.glob("32_64_*")}
     assert len(before) == 3
-    command = [sys.executable, str(ROOT / "train.py"), "--data_path", str(frames), "--output_dir", str(tmp_path)]
-    command += [*map(str, FLAGS), "--epochs", "2", "--resume", str(last)]
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-
-    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    flags = ("--data_path", frames, "--output_dir", tmp_path, *FLAGS, "--epochs", 2, "--resume", last)
+    result = start_script("train.py", *flags, cwd=tmp_path, first=limit).result()
     assert_user_error(result, ".pth", "File too large", "previous file is untouched")
     assert {path.name: path.read_bytes() for path in tmp_path.glob("32_64_*")} == before
     assert not list(tmp_path.glob(".*tmp"))
@@ -247,11 +239,7 @@ def test_loss_that_is_not_finite_stops_with_its_place(frames, tmp_path) -> None:
 
 def test_help_lists_the_original_flags_with_their_defaults(tmp_path) -> None:
     """The original's command lines must go on to work as documented."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CITYSCAPES_")}
-    text = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--help"], env={**environment, "COLUMNS": "200"}, capture_output=True,
-        text=True,
-    ).stdout  # fmt: skip
+    text = run_script("train.py", "--help", cwd=tmp_path, COLUMNS="200").stdout
     text = re.sub(r"\n {12,}", " ", text)  # argparse breaks the line after a long flag
     for flag, default in {"data_path": "/home/data/cityscapes", "crop_h": 1024, "crop_w": 2048, "batch_size": 12,
                           "save_step": 5, "epochs": 100}.items():  # fmt: skip
