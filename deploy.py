@@ -1,4 +1,4 @@
-"""From a checkpoint file to the fastest predictor: loading and checking, one `Predictor` for every engine, export.
+"""Export of a checkpoint for deployment: ONNX or OpenVINO files, checked against PyTorch before they are kept.
 
 python deploy.py --model_weight weights/camvid.pth --format openvino --precision bf16
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -15,17 +16,25 @@ import numpy as np
 from dataset import DataError, read_image
 from inference.backends import Network, check_precision, export_metadata
 from inference.checkpoints import load_model
-from inference.export import AGREEMENT, FORMATS, agreement, export
+from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, exported_files
 from inference.predictor import check_size, load_predictor  # noqa: F401  load_predictor: the documented import
+from model import FastSCNN
 from street.scene import draw_scene
 from utils import UserError, run_cli, writable_folder
 
+# A dynamic file is checked at these: two of them are not the size that it was traced at.
+DYNAMIC_SIZES = ((256, 512), (360, 480), (333, 417))
+
 
 def read_pictures(folder: str | None, count: int = 32) -> list[np.ndarray]:
-    """Reads pictures to calibrate and to check with: spread over a folder, or drawn ones where none is named.
+    """Returns (H, W, 3) uint8 RGB images for calibration and checks.
+
+    Args:
+        folder: up to `count` images, spread evenly over all in it; None: a few drawn scenes.
+        count: see folder.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder has no images.
     """
     if folder is None:
         return [draw_scene(seed, 512, 1024)[0] for seed in range(4)]
@@ -35,21 +44,50 @@ def read_pictures(folder: str | None, count: int = 32) -> list[np.ndarray]:
     return [read_image(path) for path in found[:: max(1, len(found) // count)][:count]]
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+def check_agreement(
+    model: FastSCNN, network: Network, images: Sequence[np.ndarray], precision: str, sizes: Sequence[tuple[int, int]]
+) -> None:
+    """Prints the share of pixels with PyTorch's label, at each (height, width) that the images are resized to.
+
+    Raises:
+        UserError: the share is below AGREEMENT for this precision.
+    """
+    least = AGREEMENT[precision]
+    for height, width in sizes:
+        resized = [cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) for image in images]
+        share = agreement(model, network, resized)
+        print(f"{height}x{width}: {100 * share:.3f} % of the pixels have PyTorch's label (at least {100 * least:g} %)")
+        if share < least:
+            raise UserError(
+                f"{network.name} agrees with PyTorch on {100 * share:.2f} % of the pixels, expected at least "
+                f"{100 * least:g} %: nothing was written; take another precision"
+            )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
-        description="Export a checkpoint, and check what was written.",
+        description="Export a checkpoint to ONNX or OpenVINO, and check the result against PyTorch.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model_weight", default="1024_2048_model.pth", help="weights that train.py wrote")
-    parser.add_argument("--format", default="onnx", choices=FORMATS, help="what to write")
-    parser.add_argument("--height", type=int, default=1024, help="picture height")
-    parser.add_argument("--width", type=int, default=2048, help="picture width")
-    parser.add_argument("--dynamic", action=argparse.BooleanOptionalAction, default=False, help="for any size")
+    parser.add_argument("--format", default="onnx", choices=FORMATS, help="format to write")
+    parser.add_argument("--height", type=int, default=1024, help="image height")
+    parser.add_argument("--width", type=int, default=2048, help="image width")
+    parser.add_argument("--dynamic", action=argparse.BooleanOptionalAction, default=False, help="accept any image size")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16, fp16 or int8, where the format has it")
-    parser.add_argument("--pictures", metavar="FOLDER", help="to calibrate int8 and to check with; else drawn ones")
-    parser.add_argument("--output", help="file to write (default: beside the weights)")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--pictures",
+        metavar="FOLDER",
+        help="images to calibrate int8 and to check with; drawn scenes if not given",
+    )
+    parser.add_argument("--output", help="file to write; next to the weights if not given")
+    return parser
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads and checks the command line."""
+    args = build_parser().parse_args()
     check_size((args.height, args.width), "--height, --width")
     check_precision(args.format, args.precision)
     if args.precision == "int8" and not args.pictures:
@@ -61,36 +99,19 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Exports a checkpoint; what does not agree with PyTorch is not kept."""
+    """Exports a checkpoint; a file that does not agree with PyTorch is not kept."""
     args = parse_args()
     model, _ = load_model(args.model_weight)
-    pictures = read_pictures(args.pictures)
+    images = read_pictures(args.pictures)
     output = Path(args.output) if args.output else Path(args.model_weight).with_suffix(FORMATS[args.format])
     writable_folder(output.absolute().parent)
     source = hashlib.sha256(Path(args.model_weight).read_bytes()).hexdigest()
     size = None if args.dynamic else (args.height, args.width)
-    # Of a dynamic file, two sizes are not the one it was traced at.
-    sizes = [(256, 512), (360, 480), (333, 417)] if args.dynamic else [size]
-
-    def scaled(height: int, width: int) -> list[np.ndarray]:
-        return [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA) for picture in pictures]
-
-    def check(network: Network) -> None:
-        least = AGREEMENT[args.precision]
-        for height, width in sizes:
-            share = agreement(model, network, scaled(height, width))
-            print(
-                f"{height}x{width}: {100 * share:.3f} % of the pixels have PyTorch's label (at least {100 * least:g} %)"
-            )
-            if share < least:
-                raise UserError(
-                    f"{network.name} agrees with PyTorch on {100 * share:.2f} % of the pixels, expected at least "
-                    f"{100 * least:g} %: nothing was written; take another precision"
-                )
-
-    export(model, export_metadata(model, source, args.precision, size), output, args.format, pictures, check)
-    files = [output, output.with_suffix(".bin")] if args.format == "openvino" else [output]
-    print(f"{', '.join(map(str, files))}: {args.precision}, {'any size' if args.dynamic else f'{size[0]}x{size[1]}'}")
+    metadata = export_metadata(model, source, args.precision, size)
+    with exported_aside(model, metadata, output, args.format, images) as network:
+        check_agreement(model, network, images, args.precision, DYNAMIC_SIZES if args.dynamic else [size])
+    accepted = "any size" if args.dynamic else f"{args.height}x{args.width}"
+    print(f"{', '.join(map(str, exported_files(output)))}: {args.precision}, {accepted}")
     return 0
 
 

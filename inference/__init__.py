@@ -1,1 +1,1 @@
-"""From a weight file to labels: loading, engines, precision, the exact label head, the predictor."""
+"""Inference: from a weight file to labels. Loading, engines, precision, the exact label head, the predictor."""

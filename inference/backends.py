@@ -1,7 +1,7 @@
-"""Engines that run the network up to its logits at 1/8: PyTorch, ONNX Runtime and OpenVINO.
+"""Inference engines: PyTorch, CUDA graphs, ONNX Runtime and OpenVINO, each opened as a `Network`.
 
-Each function returns a `Network`: (N, H, W, 3) uint8 RGB pictures in, (N, K, h, w) float32 logits out. The packages of
-the other engines are imported where they are used: PyTorch alone is enough for PyTorch.
+A `Network` takes (N, H, W, 3) uint8 RGB images and returns (N, K, h, w) float32 logits at 1/8, or labels. ONNX Runtime
+and OpenVINO are imported where they are used, so that PyTorch works without them.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dataset import CLASSES
+from inference.cuda import GraphNetwork
 from inference.folding import DTYPES, fold, split_into_strips
 from inference.label_head import labels_from_logits
 from model import MEAN, STD, FastSCNN, normalise
@@ -25,27 +26,31 @@ from utils import UserError, cpu_has_bf16
 PRECISIONS = {
     "torch": ("fp32", "bf16", "fp16"),
     "torch-compile": ("fp32", "bf16", "fp16"),
+    "torch-graph": ("fp32", "bf16", "fp16"),
     "onnx": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "fp16", "int8"),
 }
 METADATA = "fast_scnn"  # the key in exported files
-SIZES_KEPT = 8  # compiled networks, each for one picture size
+SIZES_KEPT = 8  # networks that OpenVINO has compiled, each for one image size
 
 
 class Network(NamedTuple):
-    """The network on some engine."""
+    """The network on an engine."""
 
-    run: Callable[[Tensor], Tensor]  # (N, H, W, 3) uint8 to (N, K, h, w) float32
-    align_corners: bool  # how its logits are to be enlarged
+    run: Callable[[Tensor], Tensor]  # (N, H, W, 3) uint8 images to (N, K, h, w) float32 logits
+    align_corners: bool  # how the logits have to be upsampled
     name: str  # backend and precision
+    whole: Callable[[Tensor], Tensor] | None = None  # images to labels, where the engine has a label head of its own
 
     def labels(self, images: Tensor) -> Tensor:
-        """Returns the (N, H, W) uint8 train ids of (N, H, W, 3) uint8 pictures."""
+        """Returns the (N, H, W) uint8 train ids of (N, H, W, 3) uint8 images."""
+        if self.whole is not None:
+            return self.whole(images)
         return labels_from_logits(self.run(images), images.shape[1:3], self.align_corners)
 
 
 def check_precision(backend: str, precision: str) -> None:
-    """Refuses what a backend cannot do.
+    """Refuses an unknown backend, and a precision that the backend does not have.
 
     Raises:
         UserError: names the choices.
@@ -58,8 +63,8 @@ def check_precision(backend: str, precision: str) -> None:
         )
 
 
-def require(name: str, backend: str) -> object:
-    """Imports the package of a backend.
+def require(name: str, backend: str) -> Any:
+    """Imports and returns a package that a backend needs.
 
     Raises:
         UserError: it is not installed.
@@ -73,52 +78,57 @@ def require(name: str, backend: str) -> object:
 
 
 class Uint8Network(nn.Module):
-    """The network as it is deployed: uint8 pictures in, normalisation inside, logits at 1/8 out.
+    """The network as it is deployed, with normalisation inside: uint8 images in, logits at 1/8 out.
 
     Args:
-        model: the network; it is copied.
-        precision: of the layers, but for the class scores; see folding.fold.
+        model: it is copied.
+        precision: of all layers but the class scores; see folding.fold.
     """
 
     def __init__(self, model: FastSCNN, precision: str = "fp32"):
         super().__init__()
-        self.dtype, self.model = DTYPES[precision], fold(model, precision)
+        self.dtype = DTYPES[precision]
+        self.model = fold(model, precision)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model.logits(normalise(images).to(self.dtype))[0]
 
 
 def torch_network(model: FastSCNN, device: torch.device, precision: str, compiled: bool) -> Network:
-    """Runs on PyTorch, in channels_last.
+    """Runs the network on PyTorch, in channels_last.
 
     Args:
-        model: the network.
-        device: where.
+        model: it is copied.
+        device: any that PyTorch has.
         precision: fp32, bf16 or fp16.
-        compiled: by torch.compile; the first picture of each size then takes up to minutes.
+        compiled: use torch.compile; the first image of each size then takes up to minutes.
     """
-    backend = "torch-compile" if compiled else "torch"
-    check_precision(backend, precision)
-    pictures = Uint8Network(model, precision).to(device, memory_format=torch.channels_last)
+    network = Uint8Network(model, precision).to(device, memory_format=torch.channels_last)
     if device.type == "cpu" and not compiled:  # the compiler fuses layers itself
-        split_into_strips(pictures.model)
-    forward = torch.compile(pictures, dynamic=False) if compiled else pictures
+        split_into_strips(network.model)
+    forward = torch.compile(network, dynamic=False) if compiled else network
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
         return forward(images.to(device, non_blocking=True)).contiguous()
 
-    return Network(run, model.align_corners, f"{backend} {precision}")
+    return Network(run, model.align_corners, f"{'torch-compile' if compiled else 'torch'} {precision}")
+
+
+def graph_network(model: FastSCNN, device: torch.device, precision: str) -> Network:
+    """Runs the network and its label head as CUDA graphs; see cuda.GraphNetwork."""
+    graphs = GraphNetwork(model, device, precision)
+    return Network(graphs.logits, model.align_corners, f"torch-graph {precision}", graphs.labels)
 
 
 def export_metadata(model: FastSCNN, source: str, precision: str, size: tuple[int, int] | None) -> dict:
     """Returns the metadata of an exported file, in plain values.
 
     Args:
-        model: the network.
+        model: gives align_corners and input_scale.
         source: SHA-256 of the checkpoint.
         precision: of the file.
-        size: (height, width) that it is made for, or None for any.
+        size: (height, width) of the images that the file takes, or None for any.
     """
     return {
         "network": "Fast-SCNN",
@@ -137,10 +147,10 @@ def export_metadata(model: FastSCNN, source: str, precision: str, size: tuple[in
 
 
 def read_metadata(path: str | Path, text: str | None) -> dict:
-    """Checks the metadata of an exported file.
+    """Returns the checked metadata of an exported file from their JSON text.
 
     Raises:
-        UserError: it has none, or is for other classes.
+        UserError: there are none, or they name other classes.
     """
     try:
         metadata = json.loads(text or "")
@@ -153,10 +163,10 @@ def read_metadata(path: str | Path, text: str | None) -> dict:
     return metadata
 
 
-def _checked(path: str | Path, metadata: dict, run: Callable[[Tensor], Tensor], name: str) -> tuple[Network, dict]:
-    """Wraps an exported network so that a picture of another size than it was made for is refused."""
+def _with_size_check(path: str | Path, metadata: dict, run: Callable[[Tensor], Tensor], name: str) -> Network:
+    """Returns an exported network that refuses images of another size than the file was exported for."""
 
-    def checked(images: Tensor) -> Tensor:
+    def run_checked(images: Tensor) -> Tensor:
         size = list(images.shape[1:3])
         if metadata["size"] not in (None, size):
             made = "x".join(map(str, metadata["size"]))
@@ -166,14 +176,21 @@ def _checked(path: str | Path, metadata: dict, run: Callable[[Tensor], Tensor], 
             )
         return run(images)
 
-    return Network(checked, metadata["align_corners"], name), metadata
+    return Network(run_checked, metadata["align_corners"], name)
 
 
-def onnx_network(path: str | Path) -> tuple[Network, dict]:
-    """Runs an exported ONNX file on ONNX Runtime, on the CPU; returns the network and the file's metadata.
+def onnx_network(path: str | Path, precision: str | None = None) -> tuple[Network, dict]:
+    """Opens an exported ONNX file on ONNX Runtime, on the CPU.
+
+    Args:
+        path: ends with .onnx.
+        precision: what the file has to have; None takes any.
+
+    Returns:
+        The network, and the metadata of the file.
 
     Raises:
-        UserError: the package is missing, or the file is damaged or foreign.
+        UserError: the package is missing, the file is damaged or foreign, or it has another precision.
     """
     runtime = require("onnxruntime", "onnx")
     options = runtime.SessionOptions()
@@ -183,25 +200,30 @@ def onnx_network(path: str | Path) -> tuple[Network, dict]:
     except Exception as error:  # its exceptions share no base class
         raise UserError(f"{path} is damaged or no ONNX file ({_first_line(error)}); export it again") from None
     metadata = read_metadata(path, session.get_modelmeta().custom_metadata_map.get(METADATA))
+    if precision not in (None, metadata["precision"]):
+        raise UserError(f"{path} is {metadata['precision']}, asked for {precision}: export it with that precision")
     name = session.get_inputs()[0].name
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
-    return _checked(path, metadata, run, f"onnx {metadata['precision']}")
+    return _with_size_check(path, metadata, run, f"onnx {metadata['precision']}"), metadata
 
 
 def openvino_network(path: str | Path, precision: str | None = None) -> tuple[Network, dict]:
-    """Runs an exported OpenVINO pair, or an exported ONNX file, on OpenVINO, on the CPU.
+    """Opens an exported OpenVINO pair, or an exported ONNX file, on OpenVINO, on the CPU.
 
-    Every picture size is compiled for itself, which takes a second when it first comes.
+    OpenVINO compiles the network for each image size, which takes a second when that size first comes.
 
     Args:
         path: of the .xml or the .onnx.
         precision: None takes the file's.
 
+    Returns:
+        The network, and the metadata of the file.
+
     Raises:
-        UserError: the package is missing, or the file is damaged or foreign.
+        UserError: the package is missing, the file is damaged or foreign, or it cannot run in this precision.
     """
     openvino = require("openvino", "openvino")
     core = openvino.Core()
@@ -219,10 +241,9 @@ def openvino_network(path: str | Path, precision: str | None = None) -> tuple[Ne
         text = graph.get_rt_info(METADATA).astype(str) if graph.has_rt_info(METADATA) else None
     metadata = read_metadata(path, text)
     precision = precision or metadata["precision"]
-    check_precision("openvino", precision)
     if (precision == "int8") != (metadata["precision"] == "int8"):
         raise UserError(f"{path} is of {metadata['precision']}, asked for {precision}: export it with that precision")
-    rest = "bf16" if cpu_has_bf16() else "f32"  # of the layers that int8 leaves as they are
+    rest = "bf16" if cpu_has_bf16() else "f32"  # of the layers that int8 leaves in floating point
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -236,14 +257,14 @@ def openvino_network(path: str | Path, precision: str | None = None) -> tuple[Ne
         return core.compile_model(sized, "CPU", settings).create_infer_request()
 
     def run(images: Tensor) -> Tensor:
-        # The output is the request's own memory: the next picture would overwrite it.
+        # The output is the request's own memory: the next image would overwrite it.
         result = request(tuple(images.shape)).infer([images.numpy()], share_inputs=True, share_outputs=True)
         return torch.from_numpy(result[0].copy())
 
-    return _checked(path, metadata, run, f"openvino {precision}")
+    return _with_size_check(path, metadata, run, f"openvino {precision}"), metadata
 
 
 def _first_line(error: Exception) -> str:
-    """Returns what an error of an engine says, without the places in its source that OpenVINO names first."""
+    """Returns the message of an engine's error in one line, without the source locations that OpenVINO puts first."""
     lines = [line for line in str(error).strip().splitlines() if not line.startswith(("Exception from", "Check '"))]
     return (lines or [type(error).__name__])[0][:160]

@@ -1,4 +1,4 @@
-"""Weight files: loading, checking, and converting those of the original repository."""
+"""Weight files: loading, checking, and conversion of the original repository's names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASS_SCORES = ("classifier.conv.", "aux_shallow.classes.", "aux_context.classes
 
 
 def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Loads weights from what train.py wrote, from a bare state dict, or from the original repository's weights.
+    """Loads weights: a checkpoint of train.py, a bare state dict, or a weight file of the original repository.
 
     Returns:
         The state dict under our names, and the metadata of the file: align_corners and input_scale at least.
@@ -41,7 +41,13 @@ def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def build_model(state: dict[str, Tensor], metadata: dict, aux: bool | None = None) -> FastSCNN:
-    """Returns the network that weights belong to, without loading them; aux None: heads if the weights have them."""
+    """Returns the network that a state dict belongs to, with random weights.
+
+    Args:
+        state: decides about auxiliary heads where aux is None.
+        metadata: align_corners and input_scale.
+        aux: whether the network has auxiliary heads.
+    """
     if aux is None:
         aux = any(name.startswith(AUX_HEADS) for name in state)
     return FastSCNN(align_corners=metadata["align_corners"], aux=aux, input_scale=float(metadata["input_scale"]))
@@ -54,7 +60,7 @@ def load_model(path: str | Path) -> tuple[FastSCNN, dict]:
         The network in eval mode on the CPU, and the metadata of the file.
 
     Raises:
-        UserError: as load_state, and where the weights belong to another network.
+        UserError: as load_state, or the weights belong to another network.
     """
     state, metadata = load_state(path)
     model = build_model(state, metadata)
@@ -64,12 +70,12 @@ def load_model(path: str | Path) -> tuple[FastSCNN, dict]:
 
 
 def initial_model(path: str | Path, aux: bool, reset_head: bool) -> FastSCNN:
-    """Returns a network for fine-tuning; what is not taken from the file is random, and said.
+    """Returns a network for fine-tuning; tensors that are not taken from the file are random, with a note on stderr.
 
     Args:
-        path: the weights.
-        aux: give it auxiliary heads, from the file if it has them.
-        reset_head: leave out class scores of another size than NUM_CLASSES.
+        path: a weight file.
+        aux: give the network auxiliary heads, from the file if it has them.
+        reset_head: class scores for another number of classes start at random.
 
     Raises:
         UserError: as load_model.
@@ -93,10 +99,10 @@ def initial_model(path: str | Path, aux: bool, reset_head: bool) -> FastSCNN:
 
 
 def check_state(path: str | Path, found: dict, expected: dict[str, Tensor]) -> None:
-    """Compares a state dict with what a network wants.
+    """Compares a state dict with the one that a network expects.
 
     Raises:
-        UserError: names or shapes differ; the message counts them and names the first.
+        UserError: names or shapes differ; the message counts the differences and names the first of each kind.
     """
     missing = [name for name in expected if name not in found]
     foreign = [name for name in found if name not in expected]
@@ -117,7 +123,7 @@ def check_state(path: str | Path, found: dict, expected: dict[str, Tensor]) -> N
         )
 
 
-# The original repository's names (github.com/leftthomas/FastSCNN), each with what it is called here.
+# The original repository's names (github.com/leftthomas/FastSCNN) and ours.
 _ORIGINAL_NAMES = (
     (r"^learning_to_down_sample\.conv\.conv\.", "learning_to_downsample.conv.0."),
     (r"^learning_to_down_sample\.conv\.bn\.", "learning_to_downsample.conv.1."),
@@ -143,15 +149,15 @@ _ORIGINAL_NAMES = (
 
 
 def is_original(state: dict[str, Tensor]) -> bool:
-    """Tells by its names whether a bare state dict was saved by the original repository."""
+    """Whether the names of a state dict are those of the original repository."""
     return "learning_to_down_sample.conv.conv.weight" in state
 
 
 def convert_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a state dict of the original repository under the names of this file; the argument is left as it is.
+    """Returns a state dict of the original repository under our names; the argument is not changed.
 
-    The function is the same network's, exactly, for FastSCNN(align_corners=True): the original was trained so. Its
-    two 1x1 convolutions in the fusion have a bias and no BN, which an identity BN with that bias carries.
+    FastSCNN(align_corners=True), as the original was trained, then computes exactly the same function. The original's
+    two 1x1 convolutions in the fusion have a bias and no BN: an identity BN takes that bias.
     """
     converted = {}
     for name, tensor in state.items():
@@ -163,7 +169,7 @@ def convert_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for branch in ("feature_fusion.low_conv", "feature_fusion.high_conv"):
         bias = converted.pop(f"{branch}.0.bias", None)
         if bias is not None:
-            # BN divides by sqrt(variance + eps): a weight of the same root makes it the identity.
+            # BN divides by sqrt(variance + eps): a weight of that root makes it the identity.
             eps = nn.BatchNorm2d(1).eps
             converted[f"{branch}.1.weight"] = torch.full_like(bias, (1.0 + eps) ** 0.5)
             converted[f"{branch}.1.bias"] = bias

@@ -1,12 +1,13 @@
-"""The network as a GPU runs it: for pictures of one size, as a CUDA graph or compiled.
+"""The network on a CUDA GPU, recorded as CUDA graphs: one launch for an image instead of hundreds.
 
-It needs torch alone. Everything maps (N, H, W, 3) uint8 RGB pictures to (N, H, W) uint8 labels, in the GPU's memory.
+This file imports only torch, folding.py and model.py, so that it runs on a bare GPU machine.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,106 +16,142 @@ from torch.nn import functional as F
 from inference.folding import DTYPES, fold
 from model import MEAN, STD, FastSCNN, pooling_matrix
 
-
-def highest(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """Interpolates (N, K, h, w) logits and takes the highest: (N, H, W) uint8 labels."""
-    values = F.interpolate(logits, tuple(size), mode="bilinear", align_corners=align_corners)
-    return values.argmax(1).to(torch.uint8)
+GRAPHS_KEPT = 8  # each for one image shape; all share the memory of their feature maps
+WARM_UPS = 3
+_capturing = threading.Lock()  # CUDA allows one capture at a time in a process
 
 
-def running_highest(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """The same class by class: compiled it is one kernel, which never writes the interpolated values to memory."""
-    best = label = None
-    for k in range(logits.shape[1]):
-        value = F.interpolate(logits[:, k : k + 1], tuple(size), mode="bilinear", align_corners=align_corners)[:, 0]
-        if best is None:
-            best, label = value, torch.zeros_like(value, dtype=torch.uint8)
-        else:
-            label = torch.where(value > best, k, label)
-            best = torch.maximum(best, value)
-    return label
+class GraphNetwork:
+    """Fast-SCNN with its label head, recorded as one CUDA graph for each image shape when that shape first comes.
 
-
-HEADS = {"interpolate + argmax": highest, "class by class": running_highest}
-
-
-class Deployed(nn.Module):
-    """The network for pictures of one size: (N, H, W, 3) uint8 to (N, H, W) uint8 labels.
+    Any thread and any CUDA stream may call it. Results are memory of their own on `device`. On a CPU the same code
+    runs without being recorded, so that a machine without a GPU can test it.
 
     Args:
-        model: the network; it is copied, and its input_scale left out.
-        size: (height, width) of the pictures.
-        precision: fp32, bf16 or fp16, but for the class scores and the label head.
-        head: a value of HEADS, perhaps compiled.
-        layout: torch.channels_last or torch.contiguous_format.
+        model: it is copied.
+        device: a CUDA device, or the CPU.
+        precision: fp32, bf16 or fp16, of all layers but the class scores and the label head.
+    """
+
+    def __init__(self, model: FastSCNN, device: torch.device, precision: str):
+        self.device = device
+        self.network = _Capturable(model, precision).to(device, memory_format=torch.channels_last)
+        # Copy, replay and clone are all queued here, so that no two calls use a graph's memory at once.
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.lock = threading.Lock()
+        self.recordings: OrderedDict[tuple, _Recording] = OrderedDict()  # the least recently used first
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Returns the (N, K, h, w) float32 logits before upsampling of (N, H, W, 3) uint8 images on any device."""
+        return self._run(self.network.logits, images)
+
+    def labels(self, images: Tensor) -> Tensor:
+        """Returns the (N, H, W) uint8 train ids of (N, H, W, 3) uint8 images on any device."""
+        return self._run(self.network.labels, images)
+
+    @torch.inference_mode()
+    def _run(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        with self.lock:
+            if self.stream is None:
+                return self._recording(function, images.shape).replay(images)
+            caller = torch.cuda.current_stream(self.stream.device)
+            self.stream.wait_stream(caller)  # which may still compute the images
+            with torch.cuda.stream(self.stream):
+                result = self._recording(function, images.shape).replay(images)
+            caller.wait_stream(self.stream)
+            result.record_stream(caller)  # or the allocator could reuse its memory while the caller still reads it
+            return result
+
+    def _recording(self, function: Callable[[Tensor], Tensor], shape: torch.Size) -> _Recording:
+        key = (function.__name__, *shape)
+        if key in self.recordings:
+            self.recordings.move_to_end(key)
+            return self.recordings[key]
+        while len(self.recordings) >= GRAPHS_KEPT:
+            self.recordings.popitem(last=False)
+        # Graphs may share memory, as they never run at the same time and read nothing that an earlier replay left.
+        # Only the pool of a living graph may be shared.
+        pool = next((recording.graph.pool() for recording in self.recordings.values() if recording.graph), None)
+        with _capturing:
+            self.recordings[key] = _Recording(function, shape, self.device, pool)
+        return self.recordings[key]
+
+
+class _Recording:
+    """A function recorded for one image shape, with the memory that it reads from and writes to.
+
+    Args:
+        function: (N, H, W, 3) uint8 images to a tensor, without a copy between host and device.
+        shape: of the images.
+        device: on a CPU the function is called, not recorded.
+        pool: the memory pool of another graph, or None.
     """
 
     def __init__(
-        self,
-        model: FastSCNN,
-        size: tuple[int, int],
-        precision: str,
-        head: Callable = highest,
-        layout: torch.memory_format = torch.channels_last,
+        self, function: Callable[[Tensor], Tensor], shape: torch.Size, device: torch.device, pool: tuple | None
     ):
+        self.function = function
+        self.images = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self.graph = None
+        if device.type != "cuda":
+            self.output = function(self.images)
+            return
+        for _ in range(WARM_UPS):  # algorithms are chosen and workspaces allocated, which a capture may not do
+            function(self.images)
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream()
+        # thread_local: another thread may allocate CUDA memory meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            self.output = function(self.images)
+        self.graph = graph
+
+    def replay(self, images: Tensor) -> Tensor:
+        """Returns the function's result for other images of the same shape."""
+        self.images.copy_(images)
+        if self.graph is None:
+            self.output.copy_(self.function(self.images))
+        else:
+            self.graph.replay()
+        return self.output.clone()
+
+
+class _Capturable(nn.Module):
+    """The folded network with all its constants on the device, as a CUDA graph cannot hold a copy from the host.
+
+    Args:
+        model: it is copied.
+        precision: fp32, bf16 or fp16.
+    """
+
+    def __init__(self, model: FastSCNN, precision: str):
         super().__init__()
-        self.size, self.dtype, self.head, self.layout = size, DTYPES[precision], head, layout
-        device = next(model.parameters()).device
-        self.model = fold(model, precision).to(memory_format=layout)
-        self.model.input_scale = 1.0
-        # dataset.normalise makes these anew for each picture: a copy to the GPU, which no CUDA graph may hold.
-        self.register_buffer("scale", 1 / (255 * torch.tensor(STD, device=device)))
-        self.register_buffer("shift", -torch.tensor(MEAN, device=device) / torch.tensor(STD, device=device))
-        # The same for the 80 small kernels that compute the pooling matrices.
-        cells = [-(-length // 32) for length in size]
-        like = torch.empty(0, device=device)
-        pooling = self.model.global_feature_extractor.pyramid_pooling
-        matrices = {bins: tuple(pooling_matrix(length, bins, like) for length in cells) for bins in pooling.bins}
-
-        def pool(x: Tensor, bins: int) -> Tensor:
-            rows, columns = matrices[bins]
-            return (rows @ x.float() @ columns.mT).to(x.dtype)
-
-        pooling.pool = pool
+        self.dtype = DTYPES[precision]
+        self.model = fold(model, precision)
+        self.register_buffer("mean", 255 * torch.tensor(MEAN))
+        self.register_buffer("std", 255 * torch.tensor(STD))
+        self.matrices: dict[tuple[int, int], Tensor] = {}  # kilobytes for each length of the deepest map
+        self.model.global_feature_extractor.pyramid_pooling.pool = self.pool
 
     def logits(self, images: Tensor) -> Tensor:
-        """Returns the (N, K, h, w) float32 logits at 1/8."""
-        x = (images * self.scale + self.shift).to(self.dtype).permute(0, 3, 1, 2)
-        return self.model.logits(x.contiguous(memory_format=self.layout))[0].contiguous()
+        """Returns the same as Uint8Network; model.normalise would copy its constants from the host each time."""
+        x = ((images - self.mean) / self.std).to(self.dtype)
+        return self.model.logits(x.permute(0, 3, 1, 2))[0].contiguous()
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.logits(images), self.size, self.model.align_corners)
+    def labels(self, images: Tensor) -> Tensor:
+        """Interpolates the logits to the images' size and takes the highest: (N, H, W) uint8."""
+        logits = self.logits(images)
+        logits = F.interpolate(
+            logits, images.shape[1:3], mode="bilinear", align_corners=self.model.align_corners
+        )  # (N, K, H, W)
+        return logits.argmax(1).to(torch.uint8)
 
+    def pool(self, x: Tensor, bins: int) -> Tensor:
+        """Returns what PyramidPooling.pool does, without the 80 small kernels that compute its matrices."""
+        rows, columns = (self.matrix(length, bins) for length in x.shape[-2:])
+        return (rows @ (x.float() @ columns.mT)).to(x.dtype)
 
-def plain(model: FastSCNN, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """The baseline: what public repositories run."""
-    x = (images.permute(0, 3, 1, 2).contiguous().float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    return model(x).argmax(1).to(torch.uint8)
-
-
-def capture(function: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
-    """Records what a function does on a GPU as a CUDA graph: one launch instead of hundreds, on the same memory."""
-    if images.device.type != "cuda":
-        return functools.partial(function, images)
-    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
-        for _ in range(3):  # chooses algorithms and takes workspaces, which may not happen while it is recorded
-            function(images)
-    current.wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        labels = function(images)
-
-    def replay() -> Tensor:
-        graph.replay()
-        return labels
-
-    return replay
-
-
-def compile_(function: Callable, mode: str = "default") -> Callable:
-    """torch.compile for one size, which fails where it would otherwise go on uncompiled."""
-    torch._dynamo.config.recompile_limit = 1000  # the same code is compiled for every size and mode
-    return torch.compile(function, mode=mode, dynamic=False, fullgraph=True)
+    def matrix(self, length: int, bins: int) -> Tensor:
+        """Returns pooling_matrix, computed once for each length; a graph's are computed by its warm-up."""
+        if (length, bins) not in self.matrices:
+            self.matrices[length, bins] = pooling_matrix(length, bins, self.mean)
+        return self.matrices[length, bins]

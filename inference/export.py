@@ -1,4 +1,4 @@
-"""Writes the network as ONNX or OpenVINO files, and checks what it wrote against PyTorch."""
+"""Export to ONNX and OpenVINO files, and their agreement with PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -27,68 +27,83 @@ from inference.backends import (
     torch_network,
 )
 from model import MIN_SIZE, FastSCNN
-from utils import UserError, write_file
+from utils import write_file
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
-# Least share of the pixels whose label is that of PyTorch in single precision.
+FORMATS = {"onnx": ".onnx", "openvino": ".xml"}  # each is named as the backend that reads it
+# The least share of pixels that must have the label that PyTorch gives in single precision.
 AGREEMENT = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.995, "int8": 0.99}
-# The convolutions that int8 leaves as they are: all of learning to downsample, whose errors reach everything after it,
-# and the class scores. Measured on street frames of 1024x2048: 99.50 % of the labels are those of single precision.
-# With the first two and the last alone it is 99.07 %, and no faster.
+# The convolutions that int8 leaves in floating point: all of learning to downsample, whose errors reach all later
+# layers, and the class scores. Measured on street frames of 1024x2048: 99.50 % of the labels are those of single
+# precision; with only the first two and the last left, 99.07 %, and no faster.
 _FIRST_KEPT, _LAST_KEPT = 5, 1
 
 
 def _kept(convolutions: Sequence[str]) -> list[str]:
-    """Returns which of all convolutions, in their order, int8 leaves as they are."""
+    """Returns those of all convolutions, in their order, that int8 leaves in floating point."""
     return [*convolutions[:_FIRST_KEPT], *convolutions[-_LAST_KEPT:]]
 
 
-def export(
-    model: FastSCNN,
-    metadata: dict,
-    path: Path,
-    format: str,
-    pictures: Sequence[np.ndarray],
-    check: Callable[[Network], None],
-) -> None:
-    """Writes one file, or OpenVINO's pair: aside, and renamed once it was checked.
+@contextlib.contextmanager
+def exported_aside(
+    model: FastSCNN, metadata: dict, path: Path, format: str, images: Sequence[np.ndarray]
+) -> Iterator[Network]:
+    """Writes one file, or OpenVINO's pair, under a temporary name, which becomes `path` when the block is left.
+
+    An exception in the block removes what was written and leaves an earlier file at `path` as it was.
 
     Args:
-        model: the network.
-        metadata: of backends.export_metadata; `size` and `precision` decide what is written.
+        model: it is copied.
+        metadata: from backends.export_metadata; `size` and `precision` decide what is written.
         path: ends as FORMATS says.
         format: one of FORMATS.
-        pictures: (H, W, 3) uint8 of any sizes, for the calibration of int8.
-        check: gets what was written, opened again; an exception of it leaves everything as it was.
+        images: (H, W, 3) uint8 RGB of any sizes, for the calibration of int8.
+
+    Yields:
+        The network of the written file, opened to be checked.
 
     Raises:
         UserError: a package is missing, or the format has no such precision.
     """
     check_precision(format, metadata["precision"])
-    if pictures:  # a graph of a fixed size takes no other, and ONNX Runtime compares the outputs of one size only
-        height, width = metadata["size"] or pictures[0].shape[:2]
-        pictures = [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA) for picture in pictures]
+    for name in _packages(format, metadata["precision"]):  # now, not after minutes of work
+        require(name, format)
+    if images:  # a graph of a fixed size takes no other, and ONNX Runtime compares the outputs of one size only
+        height, width = metadata["size"] or images[0].shape[:2]
+        images = [cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) for image in images]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         written = Path(folder) / path.name
-        with contextlib.redirect_stdout(sys.stderr):  # progress of the packages
+        with contextlib.redirect_stdout(sys.stderr):  # the packages print their progress
             write_onnx(model, metadata, written.with_suffix(".onnx"))
             if format == "openvino":
-                _write_openvino(metadata, written, pictures)
+                _write_openvino(metadata, written, images)
             elif metadata["precision"] == "int8":
-                _quantise_onnx(written, pictures)
-        check(open_exported(written)[0])
-        for suffix in (".bin", path.suffix) if format == "openvino" else (path.suffix,):
-            os.replace(written.with_suffix(suffix), path.with_suffix(suffix))
+                _quantise_onnx(written, images)
+        yield open_exported(written)[0]
+        for file in reversed(exported_files(path)):  # the weights first: the .xml is what a reader opens
+            os.replace(written.with_suffix(file.suffix), file)
+
+
+def exported_files(path: Path) -> list[Path]:
+    """Returns the files of an export: OpenVINO writes the weights to a second one."""
+    return [path, path.with_suffix(".bin")] if path.suffix == FORMATS["openvino"] else [path]
+
+
+def _packages(format: str, precision: str) -> list[str]:
+    """Returns the packages that write and open a format."""
+    names = ["onnxscript", "onnx", "onnxruntime" if format == "onnx" else "openvino"]
+    if format == "openvino" and precision == "int8":
+        names.append("nncf")
+    return names
 
 
 def write_onnx(model: FastSCNN, metadata: dict, path: Path) -> None:
-    """Writes the ONNX file of the network in single precision, weights included."""
+    """Writes the network with its weights as an ONNX file in single precision."""
     require("onnxscript", "onnx")
     onnx = require("onnx", "onnx")
     size = metadata["size"]
     height, width = size or (256, 512)
     example = torch.zeros(1, height, width, 3, dtype=torch.uint8)
-    # The tracer wants more than one cell at 1/32, or it fails and starts again; the file takes one cell all the same.
+    # The tracer needs more than one cell at 1/32, or it fails and starts again; the file takes one cell nevertheless.
     dynamic = {1: torch.export.Dim("height", min=MIN_SIZE + 1), 2: torch.export.Dim("width", min=MIN_SIZE + 1)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -108,8 +123,8 @@ def write_onnx(model: FastSCNN, metadata: dict, path: Path) -> None:
     write_file(path, proto.SerializeToString())
 
 
-def _write_openvino(metadata: dict, path: Path, pictures: Sequence[np.ndarray]) -> None:
-    """Converts the ONNX file beside `path` to OpenVINO's pair."""
+def _write_openvino(metadata: dict, path: Path, images: Sequence[np.ndarray]) -> None:
+    """Converts the ONNX file of the same name to OpenVINO's pair."""
     openvino = require("openvino", "openvino")
     graph = openvino.Core().read_model(str(path.with_suffix(".onnx")))
     if metadata["precision"] == "int8":
@@ -120,29 +135,30 @@ def _write_openvino(metadata: dict, path: Path, pictures: Sequence[np.ndarray]) 
         ]
         graph = nncf.quantize(
             graph,
-            nncf.Dataset([picture[None] for picture in pictures]),
-            subset_size=len(pictures),
+            nncf.Dataset([image[None] for image in images]),
+            subset_size=len(images),
             ignored_scope=nncf.IgnoredScope(names=_kept(convolutions)),
-            # Weights of 7 bits: without VNNI a processor adds up pairs of products in 16 bits, which overflow with 8.
-            # Measured without: 96.87 % of the labels are those of single precision; with: 99.49 %, as with VNNI.
+            # Weights of 7 bits: without VNNI a processor sums pairs of products in 16 bits, which overflow with 8-bit
+            # weights. Measured on one without VNNI, labels equal to those of single precision: 96.87 % with 8 bits,
+            # 99.49 % with 7, as many as with VNNI.
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
     graph.set_rt_info(json.dumps(metadata), METADATA)
     openvino.save_model(graph, str(path), compress_to_fp16=metadata["precision"] == "fp16")
 
 
-def _quantise_onnx(path: Path, pictures: Sequence[np.ndarray]) -> None:
-    """Replaces an ONNX file by its int8 form, which is right on processors without VNNI too."""
+def _quantise_onnx(path: Path, images: Sequence[np.ndarray]) -> None:
+    """Replaces an ONNX file by its int8 form, which is correct on processors without VNNI too."""
     quantization = require("onnxruntime.quantization", "onnx")
     onnx = require("onnx", "onnx")
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self):
-            self.left = iter(pictures)
+            self.images = iter(images)
 
         def get_next(self) -> dict | None:
-            picture = next(self.left, None)
-            return None if picture is None else {"pictures": picture[None]}
+            image = next(self.images, None)
+            return None if image is None else {"pictures": image[None]}
 
     proto = onnx.load(path)
     kept = [entry for entry in proto.metadata_props if entry.key == METADATA]
@@ -150,10 +166,16 @@ def _quantise_onnx(path: Path, pictures: Sequence[np.ndarray]) -> None:
     plain = path.with_suffix(".plain.onnx")
     quantization.shape_inference.quant_pre_process(str(path), str(plain), skip_symbolic_shape=True)
     quantization.quantize_static(
-        str(plain), str(path), Reader(), per_channel=True, reduce_range=True, nodes_to_exclude=_kept(convolutions),
-        op_types_to_quantize=["Conv", "Add"], calibrate_method=quantization.CalibrationMethod.Percentile,
+        str(plain),
+        str(path),
+        Reader(),
+        per_channel=True,
+        reduce_range=True,
+        nodes_to_exclude=_kept(convolutions),
+        op_types_to_quantize=["Conv", "Add"],
+        calibrate_method=quantization.CalibrationMethod.Percentile,
         extra_options={"ActivationSymmetric": False, "WeightSymmetric": True, "CalibPercentile": 99.99},
-    )  # fmt: skip
+    )
     proto = onnx.load(path)
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
@@ -161,31 +183,31 @@ def _quantise_onnx(path: Path, pictures: Sequence[np.ndarray]) -> None:
 
 
 def open_exported(path: str | Path, backend: str | None = None, precision: str | None = None) -> tuple[Network, dict]:
-    """Opens an exported file with the engine that its ending, or `backend`, names.
+    """Opens an exported file on a backend that reads it; None: the one that its ending names.
 
     Returns:
         The network, and the metadata of the file.
 
     Raises:
-        UserError: the two do not fit, or as onnx_network and openvino_network.
+        UserError: as onnx_network and openvino_network.
     """
-    suffix = Path(path).suffix
-    backend = backend or {ending: name for name, ending in FORMATS.items()}[suffix]
-    if backend == "openvino":
+    if (backend or backend_of(path)) == "openvino":
         return openvino_network(path, precision)
-    if backend != "onnx" or suffix != ".onnx":
-        raise UserError(f"{path} cannot run on backend {backend}: give the checkpoint, or leave --backend out")
-    network, metadata = onnx_network(path)
-    if precision not in (None, metadata["precision"]):
-        raise UserError(f"{path} is {metadata['precision']}, asked for {precision}: export it with that precision")
-    return network, metadata
+    return onnx_network(path, precision)
 
 
-def agreement(model: FastSCNN, network: Network, pictures: Sequence[np.ndarray]) -> float:
+def backend_of(path: str | Path) -> str | None:
+    """Returns the backend that the ending of an exported file names, or None for any other file."""
+    return next((name for name, ending in FORMATS.items() if ending == Path(path).suffix), None)
+
+
+def agreement(model: FastSCNN, network: Network, images: Sequence[np.ndarray]) -> float:
     """Returns the share of pixels to which an engine gives the label that PyTorch gives in single precision."""
     reference = torch_network(model, torch.device("cpu"), "fp32", compiled=False)
     same = total = 0
-    for picture in pictures:
-        found, expected = (one.labels(torch.from_numpy(picture)[None]) for one in (network, reference))
-        same, total = same + int((found == expected).sum()), total + expected.numel()
+    for image in images:
+        batch = torch.from_numpy(image)[None]
+        equal = network.labels(batch) == reference.labels(batch)
+        same += int(equal.sum())
+        total += equal.numel()
     return same / total

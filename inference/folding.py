@@ -1,6 +1,6 @@
-"""The network as it is computed where nobody trains it: batch normalisation folded away, in the precision asked for.
+"""The network for inference: batch normalisation folded into the convolutions, in the precision asked for.
 
-This file imports torch alone, so that what measures a GPU needs nothing else.
+This file imports only torch, so that a bare GPU machine can run it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-STRIP = 2048  # cells of the output that are computed at once: what they need stays in the processor's cache
+STRIP = 2048  # output cells that are computed at once: their feature maps stay in the processor's cache
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """Returns a copy in eval mode whose batch normalisations have become part of the convolutions before them."""
+    """Returns a copy in eval mode whose batch normalisations are part of the convolutions before them."""
     folded = copy.deepcopy(model).eval()
     for parent in folded.modules():
         if not isinstance(parent, nn.Sequential):
@@ -31,13 +31,9 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
 
 def fold(model: nn.Module, precision: str) -> nn.Module:
-    """Returns a folded copy of the network, a FastSCNN, whose layers have some precision.
+    """Returns a folded copy of a FastSCNN in a precision, one of DTYPES.
 
     The class scores are always computed in single precision: rounded to bf16, they would tie too often.
-
-    Args:
-        model: the network.
-        precision: one of DTYPES.
     """
     folded = fold_batch_norm(model).requires_grad_(False).to(DTYPES[precision])
     folded.classifier.conv = Precise(folded.classifier.conv.float())
@@ -56,34 +52,35 @@ class Precise(nn.Module):
 
 
 class InStrips(nn.Module):
-    """Layers that are computed a strip of rows at a time, with the same result.
+    """Layers that are computed one strip of rows at a time, with the same result.
 
-    At 1024x2048 the first layers go through feature maps of 50 to 67 MB; a CPU waits for the memory more than it
-    computes. The layers have to be convolutions of 1x1, or of 3x3 with padding 1 and stride 2: then a row of the output
-    looks at its own `stride` rows of the input and at fewer than as many above.
+    At 1024x2048 the first layers produce feature maps of 50 to 67 MB, for which a CPU waits longer than it computes.
+    The layers have to be convolutions of 1x1, or of 3x3 with padding 1 and stride 2: then an output row depends on its
+    own `stride` input rows and on fewer than `stride` rows above them.
 
     Args:
         layers: (N, C, H, W) to (N, K, ceil(H / stride), ceil(W / stride)).
-        stride: of all of them together.
+        stride: of all layers together.
     """
 
     def __init__(self, layers: nn.Module, stride: int):
         super().__init__()
-        self.layers, self.stride = layers, stride
+        self.layers = layers
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         stride, (height, width) = self.stride, x.shape[-2:]
         rows, step = -(-height // stride), max(1, STRIP * stride // width)
         strips = []
         for start in range(0, rows, step):
-            first = max(0, start - 1)  # a row too many: it sees padding where there are rows
+            first = max(0, start - 1)  # one row more, which is dropped: it sees padding instead of the rows above
             part = x[:, :, stride * first : stride * min(rows, start + step)]
             strips.append(self.layers(part)[:, :, start - first :])
         return torch.cat(strips, 2) if len(strips) > 1 else strips[0]
 
 
 def split_into_strips(model: nn.Module) -> None:
-    """Makes the two places of a FastSCNN whose feature maps are largest run in strips."""
+    """Replaces the two parts of a FastSCNN with the largest feature maps by the same in strips."""
     model.learning_to_downsample = InStrips(model.learning_to_downsample, 8)
     first = model.global_feature_extractor.bottleneck1
     first[0] = InStrips(first[0], 2)

@@ -1,4 +1,4 @@
-"""From a weight file to labels, on any engine."""
+"""From a weight file to labels on any engine: load_predictor, and load_network underneath it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inference.backends import PRECISIONS, Network, check_precision, export_metadata, require, torch_network
+from inference.backends import (
+    PRECISIONS,
+    Network,
+    check_precision,
+    export_metadata,
+    graph_network,
+    require,
+    torch_network,
+)
 from inference.checkpoints import load_model
-from inference.export import FORMATS, open_exported, write_onnx
+from inference.export import FORMATS, backend_of, open_exported, write_onnx
 from model import MIN_SIZE
 from utils import UserError, choose_device, keep_freed_memory
 
 
 def check_size(size: Sequence[int], name: object = "the picture") -> None:
-    """Refuses a picture, given as (height, width), that is smaller than the network can take.
+    """Refuses a (height, width) that is smaller than the network can take.
 
     Raises:
-        UserError: names it.
+        UserError: begins with `name`.
     """
     if min(size) < MIN_SIZE:
         raise UserError(
@@ -30,23 +38,23 @@ def check_size(size: Sequence[int], name: object = "the picture") -> None:
 
 
 class Predictor:
-    """Turns pictures into train ids: (H, W, 3) RGB uint8 in, (H, W) uint8 out.
+    """Predicts train ids: (H, W, 3) uint8 RGB images in, (H, W) uint8 out.
 
-    Any memory layout is taken. Another number of channels, another type and a size under 32x32 are refused, not
-    converted: only who made the picture knows what its values mean. sources.read_picture converts files.
+    Any memory layout is taken. Another number of channels, another type and a size below 32x32 are refused, not
+    converted: only the caller knows what the values mean. viewing.sources.read_picture converts files.
 
     Args:
-        network: on whatever engine.
+        network: from load_network.
     """
 
     def __init__(self, network: Network):
         self.network = network
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Returns the labels of one picture.
+        """Returns the labels of one image.
 
         Raises:
-            UserError: it is no picture, or smaller than the network can take.
+            UserError: the image has another shape or type, or is too small.
         """
         if not isinstance(image, np.ndarray):
             raise UserError(f"the picture is a {type(image).__name__}, expected a uint8 array (cv2.imread gives None)")
@@ -55,8 +63,42 @@ class Predictor:
                 f"the picture is a {image.dtype} array of shape {image.shape}, expected uint8 RGB, (height, width, 3)"
             )
         check_size(image.shape[:2])
-        image = np.require(image, requirements="CW")  # torch warns of memory that it could not write to
+        image = np.require(image, requirements="CW")  # torch warns of memory that is not writable
         return self.network.labels(torch.from_numpy(image)[None])[0].cpu().numpy()
+
+
+def check_choice(
+    path: str | Path, device: str, backend: str | None, precision: str | None
+) -> tuple[str, str | None, torch.device]:
+    """Checks that a weight file, a device, a backend and a precision go together, before anything is loaded.
+
+    Returns:
+        The backend, the precision and the device that the arguments stand for; the precision is None for an exported
+        file that decides it.
+
+    Raises:
+        UserError: see load_network.
+    """
+    exported = backend_of(path)
+    backend = backend or exported or "torch"
+    check_precision(backend, precision or "fp32")
+    if exported and backend != exported and (exported, backend) != ("onnx", "openvino"):  # OpenVINO reads both formats
+        raise UserError(f"{path} cannot run on backend {backend}: give the checkpoint, or leave --backend out")
+    if exported and not Path(path).is_file():
+        raise UserError(f"no file at {path}; export one with deploy.py")
+    if backend in FORMATS:
+        if device not in ("auto", "cpu"):
+            raise UserError(f"--device {device} was given, but {backend} runs on the CPU: use auto")
+        if precision == "int8" and not exported:
+            raise UserError(
+                f"int8 has to be calibrated: python deploy.py --model_weight {path} --precision int8 --pictures F"
+            )
+        require({"onnx": "onnxruntime"}.get(backend, backend), backend)
+        return backend, precision, torch.device("cpu")
+    place = choose_device(device)
+    if backend == "torch-graph" and place.type != "cuda":
+        raise UserError(f"backend torch-graph needs a CUDA device, found {place.type}; use torch")
+    return backend, precision or "fp32", place
 
 
 def load_network(
@@ -64,43 +106,33 @@ def load_network(
 ) -> tuple[Network, dict]:
     """Opens a checkpoint or an exported file on an engine.
 
-    The process keeps freed memory from then on; see utils.keep_freed_memory.
+    From then on the process keeps freed memory; see utils.keep_freed_memory.
 
     Args:
-        path: a checkpoint, or what deploy.py exported.
+        path: a checkpoint, or a file that deploy.py exported.
         device: for PyTorch; the other engines run on the CPU.
-        backend: a key of PRECISIONS; None: PyTorch for a checkpoint, otherwise what the file's ending says.
-        precision: None: that of the file, fp32 for a checkpoint.
+        backend: a key of PRECISIONS; None: torch for a checkpoint, what the ending names for an exported file.
+        precision: None: that of an exported file, fp32 for a checkpoint.
 
     Returns:
         The network, and the metadata of the file.
 
     Raises:
-        UserError: as load_model; the file, the backend, the precision and the device do not go together.
+        UserError: as load_model; or the file, the backend, the precision and the device do not go together.
     """
-    if backend:
-        check_precision(backend, precision or "fp32")
+    backend, precision, place = check_choice(path, device, backend, precision)
     keep_freed_memory()
-    exported = Path(path).suffix in FORMATS.values()
-    if (exported or backend in FORMATS) and device not in ("auto", "cpu"):
-        raise UserError(f"--device {device} was given, but {backend or Path(path).suffix} runs on the CPU: use auto")
-    if exported:
-        if not Path(path).is_file():
-            raise UserError(f"no file at {path}; export one with deploy.py")
+    if backend_of(path):
         return open_exported(path, backend, precision)
     model, metadata = load_model(path)
-    if backend not in FORMATS:
-        compiled = backend == "torch-compile"
-        return torch_network(model, choose_device(device), precision or "fp32", compiled), metadata
-    if precision == "int8":
-        raise UserError(
-            f"int8 has to be calibrated: python deploy.py --model_weight {path} --precision int8 --pictures F"
-        )
-    require({"onnx": "onnxruntime"}.get(backend, backend), backend)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "network.onnx"
-        write_onnx(model, export_metadata(model, "", "fp32", None), file)
-        return open_exported(file, backend, precision)[0], metadata
+    if backend in FORMATS:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "network.onnx"
+            write_onnx(model, export_metadata(model, "", "fp32", None), file)
+            return open_exported(file, backend, precision)[0], metadata
+    if backend == "torch-graph":
+        return graph_network(model, place, precision), metadata
+    return torch_network(model, place, precision, compiled=backend == "torch-compile"), metadata
 
 
 def load_predictor(

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from inference.backends import PRECISIONS, export_metadata
 from inference.checkpoints import load_model
-from inference.export import FORMATS, export, write_onnx
+from inference.export import FORMATS, exported_aside, write_onnx
 from inference.label_head import labels_from_logits, mixed_share
 from inference.predictor import Predictor, load_network
 from model import MEAN, STD, FastSCNN
@@ -149,14 +149,8 @@ def open_sides(
             try:
                 if precision == "int8":
                     path = folder / {"onnx": "int8.onnx", "openvino": "int8.xml"}[backend]
-                    export(
-                        model,
-                        export_metadata(model, "", "int8", None),
-                        path,
-                        backend,
-                        pictures,
-                        check=lambda network: None,
-                    )
+                    with exported_aside(model, export_metadata(model, "", "int8", None), path, backend, pictures):
+                        pass
                 elif backend in FORMATS:
                     path = shared
                     if not shared.exists():

@@ -1,4 +1,4 @@
-"""The network on other engines: what they compute, and what is refused."""
+"""The network on every engine, exported files, and what is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_user_error, run_script
+from conftest import ROOT, assert_user_error, run_process, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -21,7 +21,7 @@ from torch import nn
 from dataset import CLASSES
 from inference.backends import METADATA, PRECISIONS, Uint8Network, export_metadata, openvino_network
 from inference.checkpoints import load_model
-from inference.export import FORMATS, agreement, export, write_onnx
+from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, write_onnx
 from inference.folding import fold_batch_norm, split_into_strips
 from inference.predictor import load_network, load_predictor
 from model import FastSCNN, normalise
@@ -43,11 +43,35 @@ def pictures() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def exported(model, tmp_path_factory):
+def exported(model, tmp_path_factory) -> Path:
     """A dynamic ONNX file."""
     path = tmp_path_factory.mktemp("exported") / "network.onnx"
     write_onnx(model, export_metadata(model, "0" * 64, "fp32", None), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def pair(model, tmp_path_factory) -> Path:
+    """OpenVINO's two files, for one size."""
+    path = tmp_path_factory.mktemp("pair") / "n.xml"
+    with exported_aside(model, export_metadata(model, "", "fp16", (96, 160)), path, "openvino", []):
+        assert not path.exists()
+    assert sorted(file.name for file in path.parent.iterdir()) == ["n.bin", "n.xml"]
+    return path
+
+
+@pytest.fixture
+def traced_once(exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports of the same weights take the dynamic ONNX file that is there, instead of seconds of tracing for each."""
+    import onnx
+
+    def copy_onnx(model: FastSCNN, metadata: dict, path: Path) -> None:
+        proto = onnx.load(exported)
+        proto.metadata_props[0].value = json.dumps(metadata)
+        onnx.save(proto, path)
+
+    for module in ("export", "predictor"):
+        monkeypatch.setattr(f"inference.{module}.write_onnx", copy_onnx)
 
 
 def random_statistics(model: nn.Module) -> nn.Module:
@@ -99,7 +123,7 @@ def test_pictures_are_normalised_inside(scale: float, align_corners: bool) -> No
 
 
 @pytest.mark.parametrize(("backend", "precision"), [("torch", "fp32"), ("torch", "bf16"), ("openvino", "bf16")])
-def test_labels_of_a_checkpoint_agree(backend: str, precision: str, model, pictures) -> None:
+def test_labels_of_a_checkpoint_agree(backend: str, precision: str, model, pictures, traced_once) -> None:
     """An engine or a precision that predicts something else."""
     network = load_network(WEIGHTS, "auto", backend, precision)[0]
     assert network.name == f"{backend} {precision}"
@@ -143,31 +167,37 @@ def test_exported_enlargement(tmp_path, pictures) -> None:
         torch.testing.assert_close(network.run(batch), expected, atol=5e-3, rtol=1e-3)
 
 
-def test_a_file_of_one_size_refuses_others(tmp_path, model, pictures) -> None:
+def test_a_file_of_one_size_refuses_others(pair, pictures) -> None:
     """A picture that is resized in silence, or an error of some inner layer."""
-    path = tmp_path / "n.xml"
-    export(model, export_metadata(model, "", "fp16", (96, 160)), path, "openvino", [], lambda network: None)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["n.bin", "n.xml"]
-    predict = load_predictor(path)
+    predict = load_predictor(pair)
     assert predict(pictures[0]).shape == (96, 160)
     with pytest.raises(UserError, match="was exported for 96x160, the picture is 97x131"):
         predict(pictures[1])
+
+
+def test_a_file_is_opened_only_as_what_it_is(pair, exported) -> None:
+    """A precision or an engine that a file does not have, and an answer in another one."""
     with pytest.raises(UserError, match="is of fp16, asked for int8"):
-        load_network(path, precision="int8")
-    path.write_text(path.read_text()[:900])
-    with pytest.raises(UserError, match="damaged or no OpenVINO file"):
-        load_network(path)
+        load_network(pair, precision="int8")
+    with pytest.raises(UserError, match="is fp32, asked for int8"):
+        load_network(exported, precision="int8")
+    for path, backend in ((pair, "onnx"), (pair, "torch"), (exported, "torch-graph")):
+        with pytest.raises(UserError, match=f"cannot run on backend {backend}: give the checkpoint"):
+            load_network(path, "auto", backend)
 
 
-def test_what_disagrees_is_not_kept(tmp_path, model) -> None:
-    """A file that failed its check and lies there for somebody to deploy."""
-
-    def refuse(network) -> None:
-        raise UserError(f"{network.name} disagrees")
-
-    with pytest.raises(UserError, match="onnx fp32 disagrees"):
-        export(model, export_metadata(model, "", "fp32", (64, 96)), tmp_path / "n.onnx", "onnx", [], refuse)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_disagrees_is_not_kept(format: str, tmp_path, traced_once, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that failed its check and is deployed all the same, or an earlier one that is lost to the failure."""
+    monkeypatch.setitem(AGREEMENT, "fp32", 1.1)
+    names = ["n.onnx"] if format == "onnx" else ["n.bin", "n.xml"]
+    for name in names:
+        (tmp_path / name).write_text("earlier")
+    flags = ["--model_weight", WEIGHTS, "--format", format, "--height", 64, "--width", 96, "--output", names[-1]]
+    result = run_script("deploy.py", *flags, cwd=tmp_path)
+    assert_user_error(result, f"{format} fp32 agrees with PyTorch on 100.00 % of the pixels, expected at least 110 %")
+    assert result.stdout.count("64x96: ") == 1
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == dict.fromkeys(names, "earlier")
 
 
 def test_foreign_and_damaged_files_are_refused(tmp_path, exported) -> None:
@@ -197,18 +227,25 @@ def test_foreign_and_damaged_files_are_refused(tmp_path, exported) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--backend", "tensorrt"), "unknown backend tensorrt; expected one of torch, torch-compile, onnx, openvino"),
+        (
+            ("--backend", "tensorrt"),
+            "unknown backend tensorrt; expected one of torch, torch-compile, torch-graph, onnx, openvino",
+        ),
         (
             ("--backend", "onnx", "--precision", "bf16"),
             "backend onnx has no precision bf16; expected one of fp32, int8",
         ),
         (("--backend", "openvino", "--precision", "int8"), "has to be calibrated"),
         (("--backend", "openvino", "--device", "cuda"), "openvino runs on the CPU"),
+        (
+            ("--backend", "torch-graph", "--device", "cpu"),
+            "backend torch-graph needs a CUDA device, found cpu; use torch",
+        ),
         (("--precision", "fp8"), "has no precision fp8"),
     ],
 )
 def test_backends_that_do_not_exist(flags, message: str, tmp_path) -> None:
-    """A name that is not known, or a combination that nobody built."""
+    """A name that is not known, a combination that does not exist, or another backend than the one asked for."""
     picture = ["--model_weight", WEIGHTS, "--input_pic", ROOT / "docs" / "network.png"]
     assert_user_error(run_script("viewer.py", *picture, *flags, cwd=tmp_path), message)
 
@@ -225,16 +262,24 @@ def test_missing_packages_are_named(backend: str, name: str, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("format", "precision", "name"),
-    [("onnx", "fp32", "onnx"), ("onnx", "int8", "onnxruntime"), ("openvino", "fp32", "openvino"),
-     ("openvino", "int8", "nncf")],
-)  # fmt: skip
+    [
+        ("onnx", "fp32", "onnx"),
+        ("onnx", "int8", "onnxruntime"),
+        ("openvino", "fp32", "openvino"),
+        ("openvino", "int8", "nncf"),
+    ],
+)
 def test_packages_that_an_export_lacks_are_named(format, precision, name, model, tmp_path, monkeypatch) -> None:
     """A traceback after minutes of work, or half a file."""
     for module in [found for found in sys.modules if found.split(".")[0] == name] + [name]:
         monkeypatch.setitem(sys.modules, module, None)
     path = tmp_path / f"n.{'onnx' if format == 'onnx' else 'xml'}"
-    with pytest.raises(UserError, match=rf"needs the package {name}: pip install -r requirements-deploy.txt"):
-        export(model, export_metadata(model, "", precision, (64, 96)), path, format, [], lambda network: None)
+    monkeypatch.setattr("inference.export.write_onnx", lambda *args: pytest.fail("work before the check"))
+    with (
+        pytest.raises(UserError, match=rf"needs the package {name}: pip install -r requirements-deploy.txt"),
+        exported_aside(model, export_metadata(model, "", precision, (64, 96)), path, format, []),
+    ):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
@@ -245,6 +290,11 @@ def _no_weights(xml, weights) -> str:
 
 def _half_weights(xml, weights) -> str:
     weights.write_bytes(weights.read_bytes()[:1000])
+    return "n.xml is damaged or no OpenVINO file"
+
+
+def _half(xml, weights) -> str:
+    xml.write_text(xml.read_text()[:900])
     return "n.xml is damaged or no OpenVINO file"
 
 
@@ -268,15 +318,9 @@ def _other_classes(xml, weights) -> str:
     return "n.xml is for 18 other classes, expected the 19 of Cityscapes"
 
 
-@pytest.fixture(scope="module")
-def pair(model, tmp_path_factory):
-    """OpenVINO's two files."""
-    path = tmp_path_factory.mktemp("pair") / "n.xml"
-    export(model, export_metadata(model, "", "fp32", (64, 96)), path, "openvino", [], lambda network: None)
-    return path
-
-
-@pytest.mark.parametrize("spoil", [_no_weights, _half_weights, _empty, _foreign, _half_the_metadata, _other_classes])
+@pytest.mark.parametrize(
+    "spoil", [_no_weights, _half_weights, _half, _empty, _foreign, _half_the_metadata, _other_classes]
+)
 def test_openvino_pairs_that_are_refused(spoil, pair, tmp_path) -> None:
     """Half of a pair, or another network's, whose output is taken for logits of our classes."""
     xml, weights = (Path(shutil.copy(pair.with_suffix(suffix), tmp_path)) for suffix in (".xml", ".bin"))
@@ -302,25 +346,40 @@ def test_scripts_refuse_bad_exported_files_in_one_line(script: str, pair, frames
     assert_user_error(run_script(script, *flags, cwd=tmp_path), "no file at", "none.onnx")
 
 
-def test_command_line_exports_what_evaluate_and_viewer_read(frames, tmp_path) -> None:
-    """The way from a checkpoint to int8 and to its official numbers."""
-    run = ["--model_weight", WEIGHTS, "--format", "openvino", "--precision", "int8", "--dynamic"]
-    output = tmp_path / "n.xml"
-    assert_user_error(run_script("deploy.py", *run, "--output", output, cwd=tmp_path), "has to be calibrated")
-    assert_user_error(run_script("deploy.py", *run[:2], "--output", output, cwd=tmp_path), "ends with .onnx")
-    for seed in range(3):
-        (tmp_path / "pictures").mkdir(exist_ok=True)
+def test_export_flags_that_are_refused(tmp_path) -> None:
+    """int8 without a range of its values, or a file whose ending says another format; before any work."""
+    flags = ["--model_weight", WEIGHTS, "--format", "openvino"]
+    int8 = [*flags, "--precision", "int8", "--dynamic", "--output", "n.xml"]
+    assert_user_error(run_script("deploy.py", *int8, cwd=tmp_path), "has to be calibrated")
+    assert_user_error(run_script("deploy.py", *flags[:2], "--output", "n.xml", cwd=tmp_path), "ends with .onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line_calibrates_int8_at_the_size_of_the_file(tmp_path) -> None:
+    """Pictures of another size than a graph of a fixed size takes."""
+    (tmp_path / "pictures").mkdir()
+    for seed in range(2):
         cv2.imwrite(str(tmp_path / "pictures" / f"{seed}.png"), draw_scene(seed, 128, 256)[0][..., ::-1])
-    result = run_script("deploy.py", *run, "--pictures", tmp_path / "pictures", "--output", output, cwd=tmp_path)
+    flags = ["--model_weight", WEIGHTS, "--format", "openvino", "--precision", "int8", "--height", 96, "--width", 160]
+    result = run_script("deploy.py", *flags, "--pictures", "pictures", "--output", "n.xml", cwd=tmp_path)
     assert result.returncode in (0, 2), result.stderr  # drawn scenes are not what it was trained on
-    assert result.stdout.count("of the pixels have") >= 1 or "agrees with PyTorch" in result.stderr
-    fixed = [*run[:-1], "--height", 96, "--width", 160, "--pictures", tmp_path / "pictures", "--output", output]
-    result = run_script("deploy.py", *fixed, cwd=tmp_path)  # a graph of a fixed size is calibrated at that size
-    assert result.returncode in (0, 2) and "96x160: " in result.stdout, result.stderr
-    plain = run_script("deploy.py", *run[:4], "--dynamic", "--output", output, cwd=tmp_path)
-    assert plain.returncode == 0, plain.stderr
-    assert plain.stdout.count("100.000 % of the pixels have") == 3
-    scored = run_script("evaluate.py", "--data_path", frames, "--model_weight", output, cwd=tmp_path)
+    assert "96x160: " in result.stdout and "% of the pixels have PyTorch's label (at least 99 %)" in result.stdout
+    written = [file.name for file in sorted(tmp_path.glob("n.*"))]
+    if result.returncode == 0:
+        assert written == ["n.bin", "n.xml"] and "n.xml, n.bin: int8, 96x160" in result.stdout
+    else:
+        assert written == [] and "agrees with PyTorch" in result.stderr
+
+
+def test_command_line_exports_what_evaluate_reads(frames, tmp_path, traced_once) -> None:
+    """The way from a checkpoint to the official numbers of its export, which accepts any size."""
+    flags = ["--model_weight", WEIGHTS, "--format", "openvino", "--dynamic", "--output", "n.xml"]
+    (tmp_path / "pictures").mkdir()
+    cv2.imwrite(str(tmp_path / "pictures" / "0.png"), draw_scene(0, 256, 512)[0][..., ::-1])
+    result = run_script("deploy.py", *flags, "--pictures", "pictures", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("100.000 % of the pixels have") == 3 and "n.xml, n.bin: fp32, any size" in result.stdout
+    scored = run_script("evaluate.py", "--data_path", frames, "--model_weight", "n.xml", cwd=tmp_path)
     assert scored.returncode == 0 and "openvino fp32" in scored.stdout, scored.stderr
 
 
@@ -339,10 +398,11 @@ def int8_tensors(path: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_int8_is_right_without_vnni_and_spares_what_matters(format, model, pictures, tmp_path) -> None:
+def test_int8_is_right_without_vnni_and_spares_what_matters(format, model, pictures, tmp_path, traced_once) -> None:
     """Sums that overflow on older processors: 97 % equal labels instead of 99.5; or errors in the very first layers."""
     path = tmp_path / f"network{FORMATS[format]}"
-    export(model, export_metadata(model, "", "int8", None), path, format, pictures, check=lambda network: None)
+    with exported_aside(model, export_metadata(model, "", "int8", None), path, format, pictures) as network:
+        assert network.name == f"{format} int8"
     weights = [tensor for tensor in int8_tensors(path) if tensor.ndim >= 4]
     shapes = {tensor.shape[:2] for tensor in weights}
     assert (384, 64) in shapes and (128, 128) in shapes  # the bottlenecks and the fusion are there,
@@ -351,6 +411,28 @@ def test_int8_is_right_without_vnni_and_spares_what_matters(format, model, pictu
 
 
 def test_every_backend_is_documented() -> None:
-    """A table of the README that names other backends than the code."""
-    readme = (ROOT / "README.md").read_text()
-    assert all(f"`{name}`" in readme for name in PRECISIONS)
+    """A README and documents that name other backends than the code."""
+    text = "".join(path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    assert all(f"`{name}`" in text for name in PRECISIONS)
+
+
+def test_a_predictor_needs_no_package_for_pictures_or_plots(tmp_path) -> None:
+    """`from inference.predictor import load_predictor` that loads what only the data set or the training needs."""
+    script = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import numpy as np\n"
+        "from inference.predictor import load_predictor\n"
+        f"predict = load_predictor({str(WEIGHTS)!r}, 'cpu', 'torch')\n"
+        "assert predict(np.zeros((64, 96, 3), np.uint8)).shape == (64, 96)\n"
+        "print({name.split('.')[0] for name in sys.modules} & {'cityscapesscripts', 'PIL', 'matplotlib'})\n"
+    )
+    result = run_process("-c", script, cwd=tmp_path)
+    assert result.returncode == 0 and result.stdout == "set()\n", (result.stdout, result.stderr)
+
+
+def test_the_documented_import_stays() -> None:
+    """`from deploy import load_predictor`, which programs contain."""
+    import deploy
+
+    assert deploy.load_predictor is load_predictor

@@ -34,7 +34,7 @@ def test_align_corners_travels_with_the_weights(tmp_path) -> None:
 
 
 def test_profiler_buffers_are_dropped_and_said(tmp_path, capsys) -> None:
-    """thop's buffers in an old checkpoint break strict loading; dropping them in silence hides a filter."""
+    """thop's buffers in an old checkpoint break strict loading; dropping them silently hides a filter."""
     state = FastSCNN().state_dict()
     state |= {"classifier.conv.total_ops": torch.zeros(1), "classifier.conv.total_params": torch.zeros(1)}
     torch.save(state, tmp_path / "w.pth")
@@ -53,7 +53,7 @@ def test_auxiliary_heads_are_loaded_when_there(tmp_path) -> None:
 
 
 def test_a_head_of_another_size_is_reset_only_when_asked_for(tmp_path, capsys) -> None:
-    """Fine-tuning that leaves a head random without a word, or refuses the weights of another data set for ever."""
+    """Fine-tuning that leaves a head random without a note, or never takes the weights of another data set."""
     torch.save(FastSCNN(num_classes=11).state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError, match="2 of another shape"):
         initial_model(tmp_path / "w.pth", aux=False, reset_head=False)
@@ -94,14 +94,14 @@ SHAPE = (40, 48, 3)
     ],
 )
 def test_pictures_that_are_refused(weights, picture, words: str) -> None:
-    """A picture that is taken for something else, or an error of some inner layer."""
+    """An array that is taken for something else, or an error of some inner layer."""
     with pytest.raises(UserError, match=words):
         load_predictor(weights)(picture)
 
 
 @pytest.mark.filterwarnings("error")
 def test_pictures_of_any_memory_layout_are_taken(weights) -> None:
-    """BGR turned round by a stride, a crop, a transposed or read-only array: other pixels, or a warning on stderr."""
+    """Channels reversed by a stride, a crop, a transposed or read-only array: other pixels, or a warning on stderr."""
     predict = load_predictor(weights)
     picture = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
     expected = predict(picture)
@@ -176,8 +176,18 @@ def _tensor(path):
     return "expected a checkpoint"
 
 
-BAD_WEIGHTS = [_missing, _truncated, _empty, _text, _code, _whole_module, _other_classes, _other_network, _missing_key,
-               _tensor]  # fmt: skip
+BAD_WEIGHTS = [
+    _missing,
+    _truncated,
+    _empty,
+    _text,
+    _code,
+    _whole_module,
+    _other_classes,
+    _other_network,
+    _missing_key,
+    _tensor,
+]
 
 
 @pytest.mark.parametrize("spoil", BAD_WEIGHTS, ids=lambda function: function.__name__.strip("_"))

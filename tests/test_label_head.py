@@ -1,4 +1,4 @@
-"""Labels straight from the logits at 1/8, against interpolation and argmax."""
+"""The label head against interpolation and argmax."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inference.label_head import labels_from_logits, mixed_share
 
 
 def wrong_pixels(logits: torch.Tensor, size: tuple[int, int], align_corners: bool) -> int:
-    """Pixels with another label than the naive form's, but for exact ties of its two highest values."""
+    """Counts pixels with another label than the naive form's, but for exact ties of its two highest values."""
     values = F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
     labels = labels_from_logits(logits, size, align_corners)
     assert labels.dtype == torch.uint8 and labels.shape == (len(logits), *size)
@@ -25,7 +25,7 @@ def wrong_pixels(logits: torch.Tensor, size: tuple[int, int], align_corners: boo
 
 
 def make_logits(seed: int, shape: tuple[int, ...], kind: str) -> torch.Tensor:
-    """Logits of some kind: noise has all classes in every cell, blobs have few mixed cells, the others near-ties."""
+    """Logits of a kind: noise has all classes in every cell, blobs have few mixed cells, the others near-ties."""
     torch.manual_seed(seed)
     noise = torch.randn(shape)
     if kind == "blobs":
@@ -42,12 +42,18 @@ def make_logits(seed: int, shape: tuple[int, ...], kind: str) -> torch.Tensor:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    seed=st.integers(0, 10**6), count=st.integers(1, 2), classes=st.integers(1, 24), height=st.integers(1, 12),
-    width=st.integers(1, 12), down=st.integers(1, 9), across=st.integers(1, 9),
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 2),
+    classes=st.integers(1, 24),
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    down=st.integers(1, 9),
+    across=st.integers(1, 9),
     rest=st.tuples(*2 * [st.integers(0, 8)]),
-    align_corners=st.booleans(), channels_last=st.booleans(),
+    align_corners=st.booleans(),
+    channels_last=st.booleans(),
     kind=st.sampled_from(["noise", "blobs", "ties", "near ties", "equal classes"]),
-)  # fmt: skip
+)
 def test_labels_are_those_of_interpolation(
     seed, count, classes, height, width, down, across, rest, align_corners, channels_last, kind
 ) -> None:
@@ -62,7 +68,7 @@ def test_labels_are_those_of_interpolation(
 @pytest.mark.parametrize("kind", ["noise", "blobs", "near ties", "equal classes"])
 @pytest.mark.parametrize("size", [(360, 480), (256, 640), (512, 1024), (256, 720), (250, 630)])
 def test_labels_of_whole_pictures(size, kind: str, align_corners: bool) -> None:
-    """Sizes at which near-ties are settled by windows of the logits instead of all of them, and others."""
+    """Near-ties settled by the wrong values: at some sizes in windows of the logits, at others in the whole map."""
     logits = make_logits(3, (1, 19, (size[0] + 7) // 8, (size[1] + 7) // 8), kind)
     assert wrong_pixels(logits, size, align_corners) == 0
 
@@ -77,7 +83,7 @@ def test_near_ties_are_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_few_near_ties_are_settled_by_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A window that is misplaced or rounds differently: names of other classes at a pixel or two of a picture."""
+    """A window that is misplaced or rounds differently: wrong labels at a pixel or two of a picture."""
     sizes = []
     original = label_head._interpolated
     monkeypatch.setattr(label_head, "_interpolated", lambda *args: (sizes.append(tuple(args[1])), original(*args))[1])
@@ -88,7 +94,7 @@ def test_few_near_ties_are_settled_by_windows(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_do_as_interpolation_does(value: float) -> None:
-    """A bound on the corners says nothing where one of them is no number."""
+    """A bound on the corners says nothing where one of them is not a number."""
     logits = make_logits(0, (1, 5, 6, 7), "noise")
     logits[0, 2, 3, 3] = value
     naive = F.interpolate(logits, (48, 56), mode="bilinear").argmax(1)
@@ -103,7 +109,7 @@ def test_many_classes_and_smaller_pictures() -> None:
 
 
 def test_mixed_share_counts_cells() -> None:
-    """The share that the benchmark prints beside the time of the label head."""
+    """A wrong share of mixed cells, which the benchmark prints with the time of the label head."""
     logits = torch.zeros(1, 2, 4, 4)
     assert mixed_share(logits) == 0
     logits[:, 1, :, 2:] = 1  # of the five columns of cells the middle one is mixed
