@@ -19,7 +19,7 @@ ALLOWED = {
     "viewing": {"dataset", "utils", "inference"},
     "speed": {"model", "dataset", "utils", "inference", "training"},
 }
-SCRIPTS = {"train", "evaluate", "deploy", "viewer", "synthetic", "benchmark"}
+SCRIPTS = {"train", "evaluate", "deploy", "viewer", "synthetic", "benchmark", "hubconf"}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in (".venv", "tests", "docs"))
 
 
