@@ -108,8 +108,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor has instructions for bf16. Without, PyTorch and OpenVINO compute in it, but slower than in
-    float32."""
+    """Returns whether the processor has bf16 instructions; without them, bf16 is emulated, slower than float32."""
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported()  # mkldnn's own answer is yes for any AVX-512
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
