@@ -1,7 +1,6 @@
-"""What a pixel and a label mean: the Cityscapes label table, its look-up tables, the files on disk.
+"""The Cityscapes label table and its look-up tables, and the frames on disk.
 
-Images are RGB uint8 until `normalise`. Labels are train ids 0-18 and IGNORE_INDEX in memory, label ids in files.
-Sizes are (height, width).
+Images are RGB uint8; labels are train ids in memory, label ids in files; sizes are (height, width).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import contextlib
 import os
 import re
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-IGNORE_INDEX = 255  # pixels of this train id count nowhere: not in the loss, not in a score
+IGNORE_INDEX = 255  # pixels of this train id count neither in the loss nor in a score
 
 
 class Label(NamedTuple):
@@ -75,7 +75,7 @@ CLASSES = tuple(sorted((label for label in LABELS if label.train_id != IGNORE_IN
 NUM_CLASSES = len(CLASSES)
 CATEGORIES = tuple(dict.fromkeys(label.category for label in LABELS))  # in the official order, void first
 
-_INVALID = 254  # what the look-up tables give for a value that the label table does not have
+_INVALID = 254  # marks values in the look-up tables that the label table lacks
 
 
 def _table(pairs: dict[int, int]) -> np.ndarray:
@@ -87,7 +87,7 @@ def _table(pairs: dict[int, int]) -> np.ndarray:
 ID_TO_TRAIN_ID = _table({label.id: label.train_id for label in LABELS})
 TRAIN_ID_TO_TRAIN_ID = _table({label.train_id: label.train_id for label in LABELS})
 TRAIN_ID_TO_ID = _table({**{label.train_id: label.id for label in CLASSES}, IGNORE_INDEX: 0})
-PALETTE = np.zeros((256, 3), np.uint8)  # train id to RGB, black for what is ignored
+PALETTE = np.zeros((256, 3), np.uint8)  # train id to RGB, black for ignored pixels
 PALETTE[:NUM_CLASSES] = [label.color for label in CLASSES]
 
 SPLITS = ("train", "val", "test")
@@ -99,7 +99,7 @@ class DataError(Exception):
 
 
 class Sample(NamedTuple):
-    """Where one frame lies. `label` is None where there is none to read: always in the test split."""
+    """The files of one frame. `label` is None if there is none to read: always in the test split."""
 
     name: str  # <city>_<sequence>_<frame>
     image: Path
@@ -108,22 +108,22 @@ class Sample(NamedTuple):
 
 
 def default_data_path() -> str:
-    """The data set's folder where no flag names one: $CITYSCAPES_DATASET, else the original repository's default."""
+    """Returns the default of --data_path: $CITYSCAPES_DATASET, else the original repository's default."""
     return os.environ.get("CITYSCAPES_DATASET", "/home/data/cityscapes")
 
 
 def find_samples(data_path: str | Path, split: str) -> list[Sample]:
     """Finds and pairs the frames of a split in the Cityscapes layout, sorted by name.
 
-    labelIds are read; labelTrainIds only for a frame that has no labelIds. In the test split labels are not looked
-    at: Cityscapes ships dummies there.
+    Labels are labelIds; labelTrainIds only for a frame without labelIds. Labels of the test split are not read:
+    Cityscapes ships dummies there.
 
     Raises:
         DataError: a folder is missing or empty, or an image and a label have no partner.
     """
     root = Path(data_path)
     if not root.is_dir():
-        raise DataError(f"no data set at {root}; give --data_path or set CITYSCAPES_DATASET")
+        raise DataError(f"no data set at {root}; name it with --data_path or in CITYSCAPES_DATASET")
     folder = root / "leftImg8bit" / split
     if not folder.is_dir():
         raise DataError(f"{root} has no leftImg8bit/{split}; expected leftImg8bit/{split}/<city>/*{IMAGE_SUFFIX}")
@@ -146,30 +146,30 @@ def find_samples(data_path: str | Path, split: str) -> list[Sample]:
 
 
 def train_ids_note(samples: Sequence[Sample]) -> str:
-    """Returns a line to print where labels are read from labelTrainIds, else an empty string."""
+    """Returns a note to print if labels are read from labelTrainIds, else an empty string."""
     count = sum(sample.label_is_train_ids for sample in samples)
     return f"{count} of {len(samples)} frames have no labelIds file: their labelTrainIds are read" if count else ""
 
 
 def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
-    """The files <city>/<name><suffix> below a folder by their name, sorted."""
+    """Returns the files <city>/<name><suffix> below a folder by their name, sorted."""
     found = {path.name.removesuffix(suffix): path for path in folder.glob(f"*/*{suffix}")}
     return dict(sorted(found.items()))
 
 
 def read_image(path: str | Path, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
-    """Reads a picture of any format that OpenCV knows as (H, W, 3) RGB uint8.
+    """Reads an image of any format that OpenCV decodes as (H, W, 3) RGB uint8.
 
-    Grey pictures, 16 bits and an alpha channel are converted, unless OpenCV's flags say otherwise.
+    Grey images, 16 bits and an alpha channel are converted, unless OpenCV's flags say otherwise.
 
     Raises:
-        DataError: the file is missing, truncated or no picture.
+        DataError: the file is missing, truncated or not an image.
     """
     return _decode(path, flags, "picture")
 
 
 def read_label(path: str | Path, train_ids: bool = False) -> np.ndarray:
-    """Reads a label PNG, of label ids or of train ids, as train ids: (H, W) uint8, 0-18 and IGNORE_INDEX.
+    """Reads a label PNG of label ids or train ids as train ids: (H, W) uint8, 0-18 and IGNORE_INDEX.
 
     Raises:
         DataError: the file is missing or damaged, has several channels, or has a value outside the label table.
@@ -195,7 +195,7 @@ def _decode(path: str | Path, flags: int, what: str) -> np.ndarray:
     except OSError as error:
         raise DataError(f"cannot read the {what} {path} ({error.strerror})") from None
     head, tail = data[:4].tobytes(), data[-65536:].tobytes()
-    # A decoder may fill the missing part of a truncated file and go on: ask for the end marker first.
+    # A decoder may fill in the missing part of a truncated file: look for the end marker first.
     end = b"IEND" if head == b"\x89PNG" else b"\xff\xd9" if head.startswith(b"\xff\xd8") else b""
     decoded = cv2.imdecode(data, flags) if data.size and end in tail else None
     if decoded is None:
@@ -204,16 +204,16 @@ def _decode(path: str | Path, flags: int, what: str) -> np.ndarray:
     return decoded
 
 
-def encode_png(picture: np.ndarray) -> bytes:
-    """Returns the PNG file of an (H, W) or (H, W, 3) BGR uint8 array."""
-    return cv2.imencode(".png", picture)[1].tobytes()
+def encode_png(image: np.ndarray) -> bytes:
+    """Returns the content of a PNG file of an (H, W) or (H, W, 3) BGR uint8 array."""
+    return cv2.imencode(".png", image)[1].tobytes()
 
 
 def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a frame and its label: (H, W, 3) RGB uint8 and (H, W) train ids uint8, all ignored where there is none.
+    """Reads a frame and its label: (H, W, 3) RGB uint8 and (H, W) uint8 train ids, all ignored if there is no label.
 
     Raises:
-        DataError: as read_image and read_label, and where the two differ in size.
+        DataError: as read_image and read_label, or the two differ in size.
     """
     image = read_image(sample.image)
     if sample.label is None:
@@ -228,7 +228,7 @@ def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_samples(samples: Sequence[Sample]) -> None:
-    """Finds out, by the first and last bytes of every file, what would otherwise stop a run in its middle.
+    """Checks the first and last bytes of every file for what would otherwise stop a run halfway.
 
     Raises:
         DataError: a PNG is empty or truncated, a label is not one channel of 8 bits, or sizes differ.
@@ -237,7 +237,9 @@ def check_samples(samples: Sequence[Sample]) -> None:
         image = png_header(sample.image, "picture")
         label = png_header(sample.label, "label") if sample.label else None
         if label and label[2:] != (8, 0):
-            read_label(sample.label, sample.label_is_train_ids)  # words what is wrong; grey of under 8 bits is read
+            read_label(
+                sample.label, sample.label_is_train_ids
+            )  # raises with the right message; grey of under 8 bits is read
         if image and label and image[:2] != label[:2]:
             read_pair(sample)
     if samples:
@@ -245,10 +247,10 @@ def check_samples(samples: Sequence[Sample]) -> None:
 
 
 def png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
-    """Returns height, width, bit depth and color type of a PNG that has its end marker; None for any other format.
+    """Returns height, width, bit depth and color type of a PNG with its end marker; None for any other format.
 
     Raises:
-        DataError: it cannot be read, or is empty or truncated; `what` it is to hold is named.
+        DataError: the file cannot be read, is empty or truncated; `what` it should hold is named.
     """
     try:
         with open(path, "rb") as file:
@@ -265,14 +267,14 @@ def png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
     return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big"), head[24], head[25]
 
 
-# From where a frame lies to (H, W, 3) uint8 RGB and (H, W) uint8 train ids: read_pair, or Cache.read.
+# From a sample to (H, W, 3) uint8 RGB and (H, W) uint8 train ids: read_pair, or the read method of a cache.
 Read = Callable[[Sample], tuple[np.ndarray, np.ndarray]]
 
 
 class ReadLog:
-    """Which frame each loader worker is at, in memory that the parent process still sees when the worker is dead.
+    """The frame that each loader worker is reading, in shared memory, so that it is known when the worker is dead.
 
-    A data set that has one, as `log`, besides its `samples` can be iterated over under `naming_dead_workers`.
+    A data set with `samples` and a `log` of this class can be iterated over under `naming_dead_workers`.
     """
 
     MOST_WORKERS = 1024
@@ -282,7 +284,7 @@ class ReadLog:
 
     @contextlib.contextmanager
     def reading(self, index: int) -> Iterator[None]:
-        """Notes, in a loader worker, that a frame is being read, until it has been."""
+        """Notes, in a loader worker, that a frame is being read."""
         worker = get_worker_info()
         if worker is None:
             yield
@@ -293,7 +295,7 @@ class ReadLog:
         slot[1] = -1
 
     def index(self, pid: int) -> int | None:
-        """The frame that a process was reading last, None if it had finished."""
+        """Returns the frame that a process was reading, or None if it was between two frames."""
         found = [index for slot_pid, index in self.slots.tolist() if slot_pid == pid and index >= 0]
         return found[0] if found else None
 
@@ -302,18 +304,17 @@ class ReadLog:
 def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
     """Turns the death of a loader worker into an error that names the frame that it was reading.
 
-    It goes around the whole loop: PyTorch raises the death out of a signal handler, in the middle of whatever is done
-    with a batch.
-
-    Args:
-        loader: of a data set with `samples` and `log`.
+    The block is the whole loop: PyTorch raises the death from a signal handler, in the middle of whatever is done with
+    a batch.
 
     Raises:
         DataError: a worker was killed (for memory, say) or crashed.
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if not isinstance(error, RuntimeError):  # a worker died while it handed over a batch
+            error = _reported_death() or error
         # The message of the cause, where there is one, knows the signal or the exit status.
         chain = [one for one in (error.__cause__, error.__context__, error) if one is not None]
         text = "\n".join(str(one) for one in chain)
@@ -331,11 +332,21 @@ def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
         ) from None
 
 
+def _reported_death() -> RuntimeError | None:
+    """Waits for the error that PyTorch raises from its signal handler, after the connection to a worker was lost."""
+    try:
+        time.sleep(1)
+    except RuntimeError as error:
+        return error
+
+
 class FrameSet(Dataset):
-    """Whole frames, for validation and prediction: (H, W, 3) uint8 RGB, (H, W) uint8 train ids, and the index."""
+    """Whole frames for validation and prediction: (H, W, 3) uint8 RGB, (H, W) uint8 train ids, and the index."""
 
     def __init__(self, samples: Sequence[Sample], read: Read = read_pair):
-        self.samples, self.read, self.log = list(samples), read, ReadLog()
+        self.samples = list(samples)
+        self.read = read
+        self.log = ReadLog()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -347,6 +358,6 @@ class FrameSet(Dataset):
 
 
 def loader_worker(worker_id: int) -> None:
-    """Sets up a loader worker: one thread each, and Ctrl-C is the main process's to handle."""
+    """Sets up a loader worker: one thread, and Ctrl-C is left to the main process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)

@@ -1,4 +1,4 @@
-"""Fast-SCNN (Poudel, Liwicki and Cipolla, arXiv 1902.04502, table 1), and nothing else.
+"""Fast-SCNN (Poudel, Liwicki and Cipolla, arXiv 1902.04502, table 1) and its input normalisation.
 
 The shapes are those of an input of 1024 x 2048 x 3; t is the expansion factor, n the number of repeats:
 
@@ -15,8 +15,8 @@ The shapes are those of an input of 1024 x 2048 x 3; t is the expansion factor, 
                               Conv 1x1                     128 x  256 x   K   1  1
                               bilinear upsampling         1024 x 2048 x   K
 
-This file imports torch alone: copied into an empty folder it works. Attribute names are the checkpoint format.
-Tags: `Paper:` a number from the paper, `Differs:` a departure from it (the README lists them), `Source:` any other.
+This file only imports torch: copied into an empty folder, it works. Attribute names are the checkpoint format.
+Tags: `Paper:` a number from the paper, `Differs:` a departure from it (listed in the README), `Source:` any other.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Source: the ImageNet statistics, which the original repository used too; its weights want the same.
+# Source: the ImageNet statistics, as in the original repository.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-MIN_SIZE = 32  # the deepest feature map is 1/32 of the input: below this it would be less than one cell
+MIN_SIZE = 32  # the deepest feature map is 1/32 of the input: below this it would have less than one cell
 
 
 class FastSCNN(nn.Module):
-    """Fast-SCNN: pictures (N, C, H, W) in, class logits (N, K, H, W) out, for any H and W from 32 up.
+    """Fast-SCNN: normalised images (N, C, H, W) to class logits (N, K, H, W), for any H and W from 32.
 
     Args:
         num_classes: K.
         in_channels: C.
-        align_corners: how every bilinear interpolation places its samples. The original repository's weights were
-            trained with True.
-        aux: adds the two auxiliary heads of the paper. In training mode the output is then a list: the logits, those
-            at the end of learning_to_downsample, (N, K, H/8, W/8), and those at the end of global_feature_extractor,
-            (N, K, H/32, W/32). In eval mode the heads are not run.
-        input_scale: pictures are enlarged by this before the first layer; the logits are still at their own size. At
+        align_corners: the convention of every bilinear interpolation. The original repository's weights were trained
+            with True.
+        aux: adds the paper's two auxiliary heads. In training mode the output is then a list: the logits, those at the
+            end of learning_to_downsample, (N, K, H/8, W/8), and those at the end of global_feature_extractor,
+            (N, K, H/32, W/32). In eval mode the heads do not run.
+        input_scale: images are enlarged by this before the first layer; the logits keep the images' own size. At
             360x480 the deepest map has 12x15 cells, too few for the context branch. The cost grows with its square.
     """
 
@@ -58,7 +58,8 @@ class FastSCNN(nn.Module):
         input_scale: float = 1.0,
     ):
         super().__init__()
-        self.align_corners, self.input_scale = align_corners, input_scale
+        self.align_corners = align_corners
+        self.input_scale = input_scale
         self.learning_to_downsample = LearningToDownsample(in_channels)
         self.global_feature_extractor = GlobalFeatureExtractor(align_corners)
         self.feature_fusion = FeatureFusion(align_corners)
@@ -67,15 +68,15 @@ class FastSCNN(nn.Module):
         self.aux_context = AuxiliaryHead(128, num_classes) if aux else None
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Returns logits at the size of x; see the class for what training mode with auxiliary heads returns."""
+        """Returns logits at the size of x; with auxiliary heads in training mode, a list (see the class)."""
         logits, *auxiliary = self.logits(x)
         logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         return [logits, *auxiliary] if auxiliary else logits
 
     def logits(self, x: Tensor) -> list[Tensor]:
-        """Returns the logits before upsampling, (N, K, ceil(H/8), ceil(W/8)) at input_scale 1; then auxiliary ones."""
+        """Returns the logits before upsampling, (N, K, ceil(H/8), ceil(W/8)) at input_scale 1, then auxiliary ones."""
         if self.input_scale != 1:
-            # In whole numbers: a rounded float of a size that is not known yet cannot be exported.
+            # In integers: the rounded float of a dynamic size cannot be exported.
             over, under = Fraction(self.input_scale).limit_denominator(1000).as_integer_ratio()
             size = [(2 * length * over + under) // (2 * under) for length in x.shape[-2:]]
             x = F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
@@ -128,12 +129,12 @@ class FeatureFusion(nn.Module):
         self.align_corners = align_corners
         # Paper: table 3 gives the depthwise convolution of the low-resolution branch a dilation of 4.
         self.low_dwconv = conv_bn_relu(128, 128, kernel_size=3, padding=4, dilation=4, groups=128)
-        # Differs: the paper's table lists both 1x1 convolutions without a word on BN; with it they can be folded.
+        # Differs: the paper's table does not mention BN for the two 1x1 convolutions; it can be folded into them.
         self.low_conv = conv_bn(128, 128, kernel_size=1)
         self.high_conv = conv_bn(64, 128, kernel_size=1)
 
     def forward(self, high: Tensor, low: Tensor) -> Tensor:
-        # To the other tensor's size, not by a factor of 4: at odd sizes ceil(h/4) * 4 is not h.
+        # To the size of the other tensor, not by a factor of 4: at odd sizes ceil(h/4) * 4 is not h.
         low = F.interpolate(low, high.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         return F.relu(self.low_conv(self.low_dwconv(low)) + self.high_conv(high))
 
@@ -155,7 +156,7 @@ class Classifier(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """Class scores from an inner feature map, for a loss in training only: (N, C, h, w) to (N, K, h, w)."""
+    """Class scores from an inner feature map, for the training loss only: (N, C, h, w) to (N, K, h, w)."""
 
     def __init__(self, in_channels: int, num_classes: int):
         super().__init__()
@@ -171,8 +172,8 @@ class AuxiliaryHead(nn.Module):
 class PyramidPooling(nn.Module):
     """Adds the means over 1, 2x2, 3x3 and 6x6 regions to every cell: (N, C, h, w) to (N, K, h, w).
 
-    Adaptive average pooling is linear and separable, so that it is two small matrix products. Unlike
-    adaptive_avg_pool2d, which wants the bins to divide the map, they export and run everywhere, at any size.
+    Adaptive average pooling is linear and separable: two small matrix products. Unlike adaptive_avg_pool2d, for which
+    some exporters and devices want bins that divide the map, these work everywhere and at any size.
     """
 
     bins = (1, 2, 3, 6)  # Source: PSPNet, arXiv 1612.01105, which the paper refers to
@@ -192,15 +193,15 @@ class PyramidPooling(nn.Module):
 
     @staticmethod
     def pool(x: Tensor, bins: int) -> Tensor:
-        """Returns the (N, C, bins, bins) means that adaptive_avg_pool2d defines."""
-        # In bf16 the rows of the matrices no longer sum to one (up to 0.2 % off): at least single precision here.
-        # The meta device, on which shapes and operations are counted, has no autocast to switch off.
+        """Returns the (N, C, bins, bins) means of adaptive_avg_pool2d."""
+        # In bf16 the rows of the matrices do not sum to one (up to 0.2 % off), hence at least float32. The meta device,
+        # on which shapes and operations are counted, has no autocast to switch off.
         kind = x.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             precise = x.to(torch.promote_types(x.dtype, torch.float32))
             rows = pooling_matrix(x.shape[-2], bins, precise)
             columns = pooling_matrix(x.shape[-1], bins, precise)
-            # Columns first: so it is one product of all channels, not one for each of them.
+            # Columns first: one product for all channels instead of one for each.
             return (rows @ (precise @ columns.mT)).to(x.dtype)
 
 
@@ -208,8 +209,8 @@ def pooling_matrix(length: int, bins: int, like: Tensor) -> Tensor:
     """Returns the (bins, length) row-stochastic matrix of adaptive average pooling along one axis.
 
     Row i averages the cells from floor(i * length / bins) to ceil((i + 1) * length / bins), exclusive, as PyTorch's
-    adaptive pooling does. It is computed from arange and comparisons: filled in a Python loop it would be exported as
-    the constant of one size.
+    adaptive pooling does. It is computed by arange and comparisons: filled in a Python loop, it would be exported as a
+    constant for one size.
 
     Args:
         length: cells along the axis.
@@ -260,15 +261,12 @@ class Bottleneck(nn.Module):
 
 
 def bottlenecks(in_channels: int, out_channels: int, repeats: int, stride: int) -> nn.Sequential:
-    """A row of bottlenecks, the first of which changes resolution and width."""
+    """A sequence of bottlenecks, the first of which changes resolution and width."""
     first = Bottleneck(in_channels, out_channels, stride)
     return nn.Sequential(first, *(Bottleneck(out_channels, out_channels, 1) for _ in range(repeats - 1)))
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Turns (N, H, W, 3) uint8 RGB into what the network wants: (N, 3, H, W) float32 of zero mean and unit variance.
-
-    The memory layout stays as it came, which is PyTorch's channels-last.
-    """
+    """Normalises (N, H, W, 3) uint8 RGB images for the network: (N, 3, H, W) float32, in channels-last memory."""
     mean, std = (torch.tensor(values, device=images.device) for values in (MEAN, STD))
     return images.float().sub_(255 * mean).div_(255 * std).permute(0, 3, 1, 2)

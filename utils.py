@@ -1,4 +1,4 @@
-"""Run plumbing that two or more scripts need: errors, devices, files that survive a pulled plug, the run log.
+"""Run plumbing: errors and signals, devices, memory, files that survive a power cut.
 
 It knows nothing of Fast-SCNN, Cityscapes or argparse.
 """
@@ -24,16 +24,16 @@ from torch import nn
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the message says what was found, what was expected and what to do."""
+    """A mistake that the user can fix; the message says what was found, what was expected and what to do."""
 
 
 def run_cli(main: Callable[[], int | None], *user_errors: type[Exception]) -> None:
-    """Runs a script's main and ends the process: errors of the user become one line on stderr and exit status 2.
+    """Runs a script's main and ends the process: a user's mistake is one line on stderr and exit status 2.
 
     Args:
-        main: returns the exit status; None stands for 0.
-        user_errors: exception types that mean a user's mistake, besides UserError. Any other exception keeps its
-            traceback, because it is a fault of ours.
+        main: returns the exit status; None means 0.
+        user_errors: exception types that mean a user's mistake, in addition to UserError. Any other exception keeps its
+            traceback, because it is our fault.
     """
     try:
         status = main()
@@ -44,33 +44,33 @@ def run_cli(main: Callable[[], int | None], *user_errors: type[Exception]) -> No
         print("interrupted", file=sys.stderr)
         status = 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader went away (`train.py | head`): not worth a traceback, but not a success either.
+        # The reader closed the pipe (`train.py | head`): not worth a traceback, but not a success either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)
 
 
 def _message(error: Exception) -> str:
-    """The one line of an error; a DataLoader worker wraps it in its own traceback, whose last line it then is."""
+    """Returns the line of an error; wrapped in a traceback by a DataLoader worker, it is the last one."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
 
 
 class StopSignal:
-    """Ctrl-C and SIGTERM as a flag that is asked between two pieces of work; true once one of them came.
+    """Ctrl-C and SIGTERM as a flag to be checked between two pieces of work: true once one of them came.
 
-    An exception out of a signal handler could come up in the middle of a save, or inside a library that turns it into
-    another one. A second signal ends the process at once.
+    An exception from a signal handler could interrupt a save, or a library that turns it into another one. A second
+    signal ends the process at once.
 
     Attributes:
-        number: of the signal, 0 before it comes.
+        number: number of the signal, 0 before it comes.
     """
 
     def __init__(self) -> None:
         self.number = 0
 
     def listen(self) -> None:
-        """Takes both signals from now on."""
+        """Handles both signals from now on."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._take)
 
@@ -84,7 +84,7 @@ class StopSignal:
 
     @property
     def status(self) -> int:
-        """The exit status that a shell expects of a process that a signal ended."""
+        """The exit status by which a shell recognises a process that a signal ended."""
         return 128 + self.number
 
 
@@ -92,14 +92,14 @@ def choose_device(name: str = "auto") -> torch.device:
     """Returns the named device, or for "auto" the first of CUDA, MPS and CPU that this machine has.
 
     Raises:
-        UserError: the name is none that torch knows, or the machine has no such device.
+        UserError: torch does not know the name, or the machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("nothing is computed there")
+            raise RuntimeError("it cannot run a network")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
@@ -115,22 +115,23 @@ def cpu_has_bf16() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Asks glibc, if there is one, to keep freed memory: what goes back to the system is faulted in and zeroed again.
+    """Tells glibc, where it is used, to keep freed memory instead of returning it to the system page by page.
 
-    On two cores a step of 12 crops of 352x480 takes 0.7 s so, not 1.3 to 2.1; a prediction at 1024x2048 180 ms (270).
+    On two cores, a step of 12 crops of 352x480 takes 0.7 s instead of 1.3 to 2.1, a prediction at 1024x2048 180 ms
+    instead of 270.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         mallopt(-4, 0)  # M_MMAP_MAX: no allocation gets a mapping of its own, which would be unmapped when freed
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the top of the heap is never given back
-        mallopt(-8, 1)  # M_ARENA_MAX: threads share that heap; one of their own would be given back all the same
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the top of the heap is never returned
+        mallopt(-8, 1)  # M_ARENA_MAX: threads share this heap; their own would be returned nevertheless
 
 
 def writable_folder(folder: str | Path) -> Path:
-    """Makes a folder where it is missing and proves by a file that it can be written to.
+    """Creates a folder if it is missing, and checks with a temporary file that it can be written to.
 
     Raises:
-        UserError: it cannot be made or written to.
+        UserError: it cannot be created or written to.
     """
     folder = Path(folder)
     try:
@@ -145,14 +146,16 @@ def writable_folder(folder: str | Path) -> Path:
 
 
 def write_file(path: str | Path, data: bytes, durable: bool = False, previous: Path | None = None) -> None:
-    """Writes a file aside and renames it, so that whoever reads the path finds the old content or the new, whole.
+    """Writes a file under a temporary name and renames it: readers find the whole old content or the whole new one.
 
     Args:
-        durable: wait until the disk has it, so that the rename cannot overtake the content in a power cut.
-        previous: keep what was there before under this name.
+        path: the file.
+        data: its content.
+        durable: wait for the disk, so that the rename cannot overtake the content in a power cut.
+        previous: keep the previous file under this name.
 
     Raises:
-        UserError: it could not be written; what was there before is still there.
+        UserError: the file could not be written; the previous one is untouched.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -166,7 +169,7 @@ def write_file(path: str | Path, data: bytes, durable: bool = False, previous: P
             os.replace(path, previous)
         os.replace(aside, path)
         if durable and os.name == "posix":
-            folder = os.open(path.parent, os.O_RDONLY)  # the names lie in the folder
+            folder = os.open(path.parent, os.O_RDONLY)  # which holds the names
             try:
                 os.fsync(folder)
             finally:
@@ -182,26 +185,28 @@ def write_file(path: str | Path, data: bytes, durable: bool = False, previous: P
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict, previous: Path | None = None) -> None:
-    """Saves tensors and plain Python values so that a crash, or a full disk, leaves the previous file whole.
+    """Saves tensors and plain Python values; a crash or a full disk leaves the previous file whole.
 
     Args:
-        previous: keep the previous file under this name even so.
+        path: the file.
+        checkpoint: what torch.save takes.
+        previous: keep the previous file under this name.
 
     Raises:
-        UserError: it could not be written.
+        UserError: the file could not be written.
     """
-    # Serialised in memory first: under a full disk torch.save raises RuntimeError out of its zip writer and leaves a
-    # partial file, while a plain write fails with an errno that can be named.
+    # Serialised in memory first: on a full disk torch.save raises a RuntimeError of its zip writer and leaves a partial
+    # file, while a plain write fails with an errno that the message can give.
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     write_file(path, buffer.getbuffer(), durable=True, previous=previous)
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    """Loads what torch.save wrote, on the CPU, without executing any code that the file may hold.
+    """Loads what torch.save wrote, onto the CPU, without executing code that the file may contain.
 
     Raises:
-        UserError: the file is missing, truncated, not a checkpoint, or holds more than tensors and plain values.
+        UserError: the file is missing, truncated, not a checkpoint, or has more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -209,23 +214,23 @@ def load_checkpoint(path: str | Path) -> dict:
     try:
         with open(path, "rb") as file:
             if file.read(2) not in (b"PK", b"\x80\x02"):  # what torch.save writes: a zip file, formerly a pickle
-                raise UserError(f"{path} is empty, damaged or no PyTorch file; get it again")
+                raise UserError(f"{path} is empty, damaged or not a PyTorch file; get it again")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} holds Python objects besides tensors and plain values, which could execute code: not loaded; "
-            "save its state_dict() alone, from a source that you trust"
+            "save only its state_dict(), from a source that you trust"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{path} cannot be read ({reason}): truncated or no PyTorch file; get it again") from None
+        raise UserError(f"{path} cannot be read ({reason}): truncated or not a PyTorch file; get it again") from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, expected a checkpoint or a state dict")
     return checkpoint
 
 
 def write_csv(path: str | Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
-    """Writes a table whole, so that a run that is resumed never leaves a row twice or half a row."""
+    """Writes a whole table, so that a resumed run never leaves half a row or a row twice."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
     writer.writeheader()

@@ -1,5 +1,6 @@
 """What a prediction costs on every engine, beside what public repositories run: eager float32 in NCHW, interpolation
-to full size, argmax."""
+to full size, argmax.
+"""
 
 from __future__ import annotations
 

@@ -34,11 +34,13 @@ SIZES = ((96, 160), (97, 131), (64, 256))  # none of them is the size that a dyn
 
 @pytest.fixture(scope="module")
 def model() -> FastSCNN:
+    """The shipped network."""
     return load_model(WEIGHTS)[0]
 
 
 @pytest.fixture(scope="module")
 def pictures() -> list[np.ndarray]:
+    """Drawn scenes of three sizes."""
     return [draw_scene(seed, height, width)[0] for seed, (height, width) in enumerate(SIZES)]
 
 

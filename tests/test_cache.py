@@ -153,7 +153,7 @@ def test_an_interrupted_build_says_what_to_do(many, tmp_path, workers) -> None:
     status, errors = stop_build(many, tmp_path / "cache", workers, signal.SIGINT)
     assert status == 130 and len(frame_files(tmp_path / "cache")) < 40
     said = [line for line in errors.splitlines() if line]
-    assert said == [f"cache {tmp_path / 'cache'} is unfinished; start again to go on with it", "interrupted"]
+    assert said == [f"cache {tmp_path / 'cache'} is unfinished; start again to continue it", "interrupted"]
     assert "equal True" in start_build(many, tmp_path / "cache", workers).wait()[1]
 
 

@@ -25,6 +25,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 
 @pytest.fixture
 def model() -> FastSCNN:
+    """The shipped network."""
     return load_model(WEIGHTS)[0]
 
 

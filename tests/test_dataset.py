@@ -7,6 +7,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import torch
 from cityscapesscripts.helpers import labels as official
 from conftest import Started, assert_user_error, random_frame, run_script, write_frame
 from dying_loader import load
@@ -239,6 +240,23 @@ def test_a_worker_that_dies_names_its_file(frames, how: str, start: str, seconds
     line = result.stderr.partition("error: ")[2]
     assert line.count("\n") == 1 and all(word in line for word in (samples[2].image.name, samples[2].label.name, died))
     assert samples[0].image.name not in line and samples[1].image.name not in line
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch(frames, monkeypatch) -> None:
+    """A lost connection that arrives before the signal that says why: a traceback instead of the frame's name."""
+    loader = DataLoader(FrameSet(find_samples(frames, "train")))
+    loader.dataset.log.slots[0] = torch.tensor([123, 1])
+
+    def signal_handler(_: float) -> None:
+        raise RuntimeError("DataLoader worker (pid 123) is killed by signal: Killed. ")
+
+    monkeypatch.setattr("dataset.time.sleep", signal_handler)
+    lost = ConnectionResetError(104, "Connection reset by peer")
+    with pytest.raises(DataError, match=r"worker 123 died .killed.*while.*000001"), naming_dead_workers(loader):
+        raise lost
+    monkeypatch.setattr("dataset.time.sleep", lambda _: None)
+    with pytest.raises(ConnectionResetError), naming_dead_workers(loader):
+        raise lost
 
 
 def test_only_deaths_are_reworded(frames) -> None:

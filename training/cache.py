@@ -1,8 +1,8 @@
-"""A one-time cache of decoded frames: memory-mapped pictures and train ids, so that an epoch decodes no PNG.
+"""A cache of decoded frames: memory-mapped images and train ids, so that no epoch decodes a PNG.
 
-One file a frame mirrors the data set's tree: a header of one page, then the picture, (H, W, 3) uint8 RGB, then the
-label, (H, W) uint8 train ids. A frame is written aside and renamed, so that what has a frame's name is whole; the index
-says which frames were checked, and is written last.
+One file per frame, in a tree like that of the data set: a header of one page, then the image, (H, W, 3) uint8 RGB, then
+the label, (H, W) uint8 train ids. A frame is written aside and renamed, so that a file with a frame's name is whole;
+the index lists the frames that were checked, and is written last.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from utils import UserError, writable_folder, write_file
 
 VERSION = 1
 INDEX = "index.json"
-PAGE = 4096  # size of the header: pictures begin on a page of their own
+PAGE = 4096  # size of the header: images begin on a page of their own
 
 
-class Frame(NamedTuple):
-    """What the index knows of one frame.
+class Entry(NamedTuple):
+    """What the index holds about one frame.
 
     Attributes:
-        source: size and time of change (ns) of picture and label file, and whether the label was of train ids: what
-            tells that the cache shows the data set as it is.
-        shape: of the frame.
-        stored: size and time of change (ns) of the cache's own file.
+        source: size and modification time (ns) of image and label file, and whether the label was of train ids: they
+            tell whether the cache shows the data set as it is now.
+        shape: (height, width) of the frame.
+        stored: size and modification time (ns) of the cache's own file.
     """
 
     source: list[int]
@@ -47,29 +47,31 @@ class Frame(NamedTuple):
 
 
 class Cache:
-    """Frames that were decoded before; `read` stands in for dataset.read_pair.
+    """Frames that were decoded before; `read` replaces dataset.read_pair.
 
-    It holds no open file, so that it goes to loader workers by fork or by pickle.
+    It holds no open file, so that it can be sent to loader workers by fork or by pickle.
     """
 
-    def __init__(self, folder: Path, root: Path, frames: dict[str, Frame]):
-        self.folder, self.root, self.frames = folder, root, frames
+    def __init__(self, folder: Path, root: Path, frames: dict[str, Entry]):
+        self.folder = folder
+        self.root = root
+        self.frames = frames
 
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (H, W, 3) RGB uint8 and (H, W) train ids uint8, of which only what is looked at is read from disk.
+        """Returns (H, W, 3) RGB uint8 and (H, W) uint8 train ids, read from disk only where they are accessed.
 
-        The arrays are private: writing to them changes no file.
+        The arrays are private copies: writing to them changes no file.
 
         Raises:
             DataError: the frame is not in the cache, or its file is not as it was when the cache was opened.
         """
         name = _name(sample, self.root)
         if name not in self.frames:
-            raise DataError(f"the cache {self.folder} does not hold {sample.image}; open it with that frame")
+            raise DataError(f"the cache {self.folder} does not hold {sample.image}; open it with this frame")
         frame, path = self.frames[name], self.folder / name
         try:
             with open(path, "rb") as file:
-                # A map of a file that became shorter would end the process with SIGBUS.
+                # Accessing the map of a file that became shorter would end the process with SIGBUS.
                 if _size_and_time(os.fstat(file.fileno())) != frame.stored:
                     raise DataError(f"{path} was changed while the cache was in use; start again to check it")
                 mapped = mmap.mmap(file.fileno(), frame.stored[0], access=mmap.ACCESS_COPY)
@@ -79,16 +81,16 @@ class Cache:
 
 
 def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, free: int | None = None) -> Cache:
-    """Opens the cache of a data set, after it has decoded the frames that are not in it yet.
+    """Opens the cache of a data set, after decoding the frames that it lacks.
 
-    Several splits may share a folder, and several processes may call this at once: one builds, the others wait. A build
-    that was interrupted goes on where it was.
+    Several splits may share a folder, and several processes may call this at once: one builds, the others wait. An
+    interrupted build continues where it stopped.
 
     Args:
         folder: missing, empty, or a cache of the same data set.
-        samples: the frames to have.
-        workers: processes to build with; 0: this one.
-        free: bytes that may be used; None: what is free on the disk.
+        samples: the frames that the cache has to hold.
+        workers: processes that decode; 0: this one.
+        free: bytes that may be used; None: the free space of the disk.
 
     Raises:
         UserError: the disk is too small or cannot be written to, or the folder holds something else.
@@ -106,7 +108,7 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
         todo = _unchecked(folder, by_name, frames)
         if todo:
             if not (folder / INDEX).exists():
-                _save_index(folder, root, {})  # says whose folder it is, should the build be interrupted
+                _save_index(folder, root, {})  # names the data set, should the build be interrupted
             for left in folder.rglob(".*.tmp"):
                 left.unlink()
             needed = _needed_space(folder, [by_name[name] for name in todo if not (folder / name).exists()], free)
@@ -124,51 +126,57 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
                     for name, frame in tqdm(loader, f"cache {folder}", disable=None, unit="frame", leave=False):
                         frames[name] = frame
             except KeyboardInterrupt:
-                print(f"\ncache {folder} is unfinished; start again to go on with it", file=sys.stderr)
+                print(f"\ncache {folder} is unfinished; start again to continue it", file=sys.stderr)
                 raise
             _save_index(folder, root, frames)
     return Cache(folder, root, {name: frames[name] for name in by_name})
 
 
 class _Build(Dataset):
-    """Writes the frames that it is asked for; items are the name and what the index is to know."""
+    """Decodes and writes frames; an item is a frame's name and its entry for the index."""
 
     def __init__(self, folder: Path, root: Path, samples: list[Sample], finished: list[bool]):
-        self.folder, self.root, self.samples, self.finished, self.log = folder, root, samples, finished, ReadLog()
+        self.folder = folder
+        self.root = root
+        self.samples = samples
+        self.finished = finished
+        self.log = ReadLog()
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[str, Frame]:
+    def __getitem__(self, index: int) -> tuple[str, Entry]:
         sample = self.samples[index]
         name = _name(sample, self.root)
         with self.log.reading(index):
             return name, self._frame(self.folder / name, sample, self.finished[index])
 
-    def _frame(self, path: Path, sample: Sample, finished: bool) -> Frame:
+    def _frame(self, path: Path, sample: Sample, finished: bool) -> Entry:
         source = _source(sample)
         if path.exists():
             shape = _check_file(path, source)
             if shape:
-                return Frame(source, shape, _size_and_time(path.stat()))
-            if finished:  # a frame of a build that was not finished is simply made again
-                raise DataError(f"{path} is truncated or damaged; remove it and start again: it alone is made again")
+                return Entry(source, shape, _size_and_time(path.stat()))
+            if finished:  # a frame of an unfinished build is simply made again
+                raise DataError(
+                    f"{path} is truncated or damaged; remove it and start again: only this file is made again"
+                )
         image, label = read_pair(sample)
         pixels = np.concatenate([image.ravel(), label.ravel()])
         if _source(sample) != source:
-            raise DataError(f"{sample.image} or its label was written to while it was read; start again")
+            raise DataError(f"{sample.image} or its label changed while it was read; start again")
         header = {"source": source, "shape": label.shape, "crc32": zlib.crc32(pixels)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(header).encode().ljust(PAGE) + pixels.tobytes(), durable=True)
-        return Frame(source, label.shape, _size_and_time(path.stat()))
+        return Entry(source, label.shape, _size_and_time(path.stat()))
 
 
-def _as_it_is(item: tuple[str, Frame]) -> tuple[str, Frame]:
+def _as_it_is(item: tuple[str, Entry]) -> tuple[str, Entry]:
     return item
 
 
 def _check_file(path: Path, source: list[int]) -> tuple[int, int] | None:
-    """The shape of the frame in a file, None if it is of another source or not whole; this reads every byte."""
+    """Returns the shape of the frame in a file, None if its source differs or it is not whole; reads every byte."""
     data = np.fromfile(path, np.uint8)
     try:
         header = json.loads(data[:PAGE].tobytes())
@@ -189,12 +197,12 @@ def _file_size(height: int, width: int) -> int:
 
 
 def _root(sample: Sample) -> Path:
-    """The data set's folder: a frame lies at <root>/leftImg8bit/<split>/<city>/<file>."""
+    """Returns the data set's folder: a frame is <root>/leftImg8bit/<split>/<city>/<file>."""
     return sample.image.parents[3]
 
 
 def _name(sample: Sample, root: Path) -> str:
-    """The path of a frame's file inside the cache."""
+    """Returns the path of a frame's file inside the cache."""
     return str(sample.image.relative_to(root).with_suffix(".frame"))
 
 
@@ -203,7 +211,7 @@ def _size_and_time(stat: os.stat_result) -> tuple[int, int]:
 
 
 def _source(sample: Sample) -> list[int]:
-    """Size and time of change of both files, and the kind of the label."""
+    """Returns size and modification time of both files, and the kind of the label."""
     numbers: list[int] = []
     for path in (sample.image, sample.label):
         try:
@@ -213,8 +221,8 @@ def _source(sample: Sample) -> list[int]:
     return [*numbers, int(sample.label_is_train_ids)]
 
 
-def _unchecked(folder: Path, by_name: dict[str, Sample], frames: dict[str, Frame]) -> list[str]:
-    """The frames that the index does not vouch for, as they are missing or their file is not as it was."""
+def _unchecked(folder: Path, by_name: dict[str, Sample], frames: dict[str, Entry]) -> list[str]:
+    """Returns the frames that are not in the index, or whose file is missing or has changed."""
     found = []
     for name, sample in by_name.items():
         try:
@@ -229,8 +237,8 @@ def _unchecked(folder: Path, by_name: dict[str, Sample], frames: dict[str, Frame
 
 
 def _check_source(sample: Sample, then: list[int], stored: Path) -> None:
-    """Compares the files of a frame with what they were when it was stored."""
-    now, again = _source(sample), f"remove {stored}, or its whole cache, to have it made again"
+    """Compares the files of a frame with their state when it was stored."""
+    now, again = _source(sample), f"remove {stored}, or the whole cache, to have it made again"
     kind, expected = (("label ids", "train ids")[source[4]] for source in (then, now))
     if kind != expected:
         raise DataError(f"{stored} was made from {kind}, expected {expected} as in {sample.label}; {again}")
@@ -244,17 +252,17 @@ def _describe(size: int, time_ns: int) -> str:
     return f"{size:,} bytes of {datetime.fromtimestamp(time_ns / 1e9, UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
 
 
-def _load_index(folder: Path, root: Path) -> dict[str, Frame]:
-    """The frames that a cache holds, none where there is no cache yet."""
+def _load_index(folder: Path, root: Path) -> dict[str, Entry]:
+    """Returns the entries of a cache, none if there is no cache yet."""
     path = folder / INDEX
     try:
         index = json.loads(path.read_bytes())
         version, owner = index["version"], index["root"]
         rows = index["frames"].items()
-        frames = {name: Frame(source, tuple(shape), tuple(stored)) for name, (source, shape, stored) in rows}
+        frames = {name: Entry(source, tuple(shape), tuple(stored)) for name, (source, shape, stored) in rows}
     except FileNotFoundError:
         if folder.is_dir() and any(found.name[0] != "." for found in folder.iterdir()):
-            raise UserError(f"{folder} holds files but no cache; expected a missing or empty folder") from None
+            raise UserError(f"{folder} holds files but no cache; name a missing or an empty folder") from None
         return {}
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); name another folder") from None
@@ -271,13 +279,13 @@ def _load_index(folder: Path, root: Path) -> dict[str, Frame]:
     return frames
 
 
-def _save_index(folder: Path, root: Path, frames: dict[str, Frame]) -> None:
+def _save_index(folder: Path, root: Path, frames: dict[str, Entry]) -> None:
     index = {"version": VERSION, "root": os.path.realpath(root), "frames": frames}
     write_file(folder / INDEX, json.dumps(index).encode(), durable=True)
 
 
 def _needed_space(folder: Path, samples: Sequence[Sample], free: int | None) -> int:
-    """The bytes that frames will take, if the disk has them."""
+    """Returns the bytes that frames will take, if the disk has room for them."""
     needed = sum(_file_size(*_frame_shape(sample)) for sample in samples)
     free = shutil.disk_usage(folder).free if free is None else free
     if needed > free:
@@ -295,7 +303,7 @@ def _frame_shape(sample: Sample) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Lets one process at a time build; the system gives the lock back if that one is killed."""
+    """Lets one process build at a time; the system releases the lock if that process is killed."""
     try:
         import fcntl
     except ImportError:
@@ -304,6 +312,6 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that builds {folder}", file=sys.stderr, flush=True)
+            print(f"waiting for another process to build {folder}", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
