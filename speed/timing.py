@@ -1,49 +1,61 @@
-"""What a network costs, and how a speed is measured and shown: what is compared runs alternately, with its spread."""
+"""Interleaved timing with spread, rows of results and their tables, and processes that start with nothing loaded."""
 
 from __future__ import annotations
 
-import functools
+import json
 import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
-WARM_UP = 0.3  # seconds of each function on a GPU: one that idled has a low clock
+from utils import write_file
+
+FRAME = (1024, 2048)
+SIZES = (FRAME, (512, 1024), (360, 480))
+STAGES = ("picture-to-labels", "network")  # "network" ends at the logits at 1/8
+WARM_UP = 0.3  # seconds of each call on a GPU, whose clock is low after idling
+CPU = torch.device("cpu")
+Groups = Iterator[tuple[str, list[dict]]]  # titles, and rows with the same figures
+
+# Header, the figure that a row must have for this column, and the text of a cell.
+COLUMNS = (
+    ("images/s", "images_per_s", "{images_per_s:.1f}"),
+    ("baseline images/s", "baseline_images_per_s", "{baseline_images_per_s:.1f}"),
+    ("ms", "median_ms", "{median_ms:.2f}"),
+    ("spread", "low_ms", "{low_ms:.2f} - {high_ms:.2f}"),
+    ("baseline ms", "baseline_median_ms", "{baseline_median_ms:.2f}"),
+    ("spread", "baseline_low_ms", "{baseline_low_ms:.2f} - {baseline_high_ms:.2f}"),
+    ("times faster", "ratio", "{ratio:.2f}"),
+    ("peak MiB / baseline", "peak_mib", "{peak_mib:.0f} / {baseline_peak_mib:.0f}"),
+    ("equal labels", "equal", "{equal:.3%}"),
+)
 
 
-def alternate(functions: Sequence[Callable[[int], object]], repeats: int) -> list[list[float]]:
-    """Times functions of the repetition's number in turn, after one call of each; see alternate_timed."""
+def interleave(
+    timers: Sequence[Callable[[], float]], repeats: int, device: torch.device = CPU
+) -> tuple[list[float], ...]:
+    """Calls functions that return their own seconds in turn, so that a drift of the machine's speed meets all alike.
 
-    def timed(function: Callable[[int], object], repeat: int) -> float:
-        start = time.perf_counter()
-        function(repeat)
-        return time.perf_counter() - start
-
-    return alternate_timed([functools.partial(timed, function) for function in functions], repeats)
-
-
-def alternate_timed(functions: Sequence[Callable[[int], float]], repeats: int) -> list[list[float]]:
-    """Calls functions in turn that take the repetition's number and tell the seconds that they took.
-
-    Run one after the other, they would measure how the machine's speed drifts. What the first call of each took is
-    left out.
-
-    Returns:
-        The seconds of each call, a list for each function.
+    Returns the seconds of each, without those of a warm-up: the first call, on a GPU for at least WARM_UP seconds.
     """
-    rounds = [[function(max(repeat, 0)) for function in functions] for repeat in range(-1, repeats)]
-    return [list(seconds) for seconds in zip(*rounds[1:], strict=True)]
+    for timer in timers:
+        start = time.perf_counter()
+        timer()
+        while device.type == "cuda" and time.perf_counter() - start < WARM_UP:
+            timer()
+    rounds = [[timer() for timer in timers] for _ in range(repeats)]
+    return tuple(list(seconds) for seconds in zip(*rounds, strict=True))
 
 
-def seconds_of(call: Callable[[], object], device: torch.device, burst: int = 1) -> float:
-    """Returns the seconds of a call, by CUDA events on a GPU; with `burst`, of one of that many queued at once."""
+def clock(call: Callable[[], object], device: torch.device = CPU, burst: int = 1) -> float:
+    """Returns the seconds of a call, by CUDA events on a GPU: the mean of `burst` calls that are queued at once."""
     if device.type != "cuda":
         start = time.perf_counter()
         for _ in range(burst):
@@ -59,31 +71,40 @@ def seconds_of(call: Callable[[], object], device: torch.device, burst: int = 1)
     return begin.elapsed_time(end) / 1e3 / burst
 
 
-def alternate_on(
-    device: torch.device, calls: Sequence[Callable[[], object]], repeats: int, burst: int = 1
-) -> list[list[float]]:
-    """Times functions in turn, after a warm-up; returns the seconds of each repetition, a list for each function."""
-    for call in calls:
-        start = time.perf_counter()
-        while True:
-            seconds_of(call, device)
-            if device.type != "cuda" or time.perf_counter() - start > WARM_UP:
-                break
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for call, seconds in zip(calls, times, strict=True):
-            seconds.append(seconds_of(call, device, burst))
-    return times
-
-
 def compare(ours: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
     """Returns medians and spread in ms, and how many times faster ours is, as the ratio of the medians."""
-    row = {}
+    figures = {}
     for prefix, seconds in (("", ours), ("baseline_", baseline)):
-        row[f"{prefix}median_ms"] = 1e3 * statistics.median(seconds)
-        row[f"{prefix}low_ms"], row[f"{prefix}high_ms"] = 1e3 * min(seconds), 1e3 * max(seconds)
-    row["ratio"] = row["baseline_median_ms"] / row["median_ms"]
-    return row
+        figures[f"{prefix}median_ms"] = 1e3 * statistics.median(seconds)
+        figures[f"{prefix}low_ms"] = 1e3 * min(seconds)
+        figures[f"{prefix}high_ms"] = 1e3 * max(seconds)
+    figures["ratio"] = figures["baseline_median_ms"] / figures["median_ms"]
+    return figures
+
+
+def make_row(name: str, stage: str, backend: str, precision: str, size: Sequence[int], **figures: object) -> dict:
+    """Returns a row as --json writes it."""
+    what = {"name": name, "stage": stage, "backend": backend, "precision": precision}
+    return {**what, "height": size[0], "width": size[1], **figures}
+
+
+def report(groups: Groups, markdown: bool, path: str | None, rows: Sequence[dict] = ()) -> list[dict]:
+    """Prints groups as they come; after each, writes the earlier `rows` and all since to a JSON file."""
+    rows = list(rows)
+    for title, group in groups:
+        if group:
+            print_rows(title, group, markdown)
+        rows += group
+        if path:
+            write_file(path, json.dumps(rows, indent=2).encode())
+    return rows
+
+
+def print_rows(title: str, rows: Sequence[dict], markdown: bool) -> None:
+    """Prints a group as a table with those of COLUMNS whose figures it has."""
+    columns = [(header, form) for header, key, form in COLUMNS if rows[0].get(key) is not None]
+    lines = [[row["name"], *(form.format_map(row) for _, form in columns)] for row in rows]
+    print("\n" + table([title, *(header for header, _ in columns)], lines, markdown), flush=True)
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]], markdown: bool) -> str:
@@ -91,45 +112,30 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], markdown: bool)
     if markdown:
         rule = ["---", *["--:"] * (len(header) - 1)]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
-    widths = [max(len(cells[i]) for cells in (header, *lines)) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip()
-        for cells in (header, *lines)
-    )
-
-
-def in_fresh_process(function: Callable, *arguments: object) -> object:
-    """Returns what a function returns in a process of its own, which has loaded nothing yet."""
-    with fresh_process() as pool:
-        return pool.submit(function, *arguments).result()
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    padded = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (header, *lines)]
+    return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
 def fresh_process() -> ProcessPoolExecutor:
-    """Returns one process, started by the first call that it gets, which has loaded nothing yet."""
+    """Returns a pool of one process that has loaded nothing yet; its first call starts it."""
     arguments = (multiprocessing.get_start_method(),)
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_processes_by, arguments)
 
 
 def _start_processes_by(method: str) -> None:
-    """Undoes that a spawned process spawns its own too: loader workers are to start as they do in training."""
+    """Restores the parent's start method, so that loader workers start as in training."""
     multiprocessing.set_start_method(method, force=True)
 
 
-def peak_in_fresh_process(function: Callable, *arguments: object) -> float:
-    """Returns the MiB that a process of its own takes at most for a call, libraries included."""
-    return in_fresh_process(_peak_of, function, arguments)
-
-
-def _peak_of(function: Callable, arguments: tuple) -> float:
-    function(*arguments)
-    return peak_memory()
+def in_fresh_process(function: Callable, *arguments: object) -> object:
+    """Returns the result of a function that is called in a process of its own."""
+    with fresh_process() as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def peak_memory() -> float:
-    """Returns the MiB that this process has taken at most, libraries included."""
+    """Returns the highest memory use of this process so far in MiB, libraries included."""
     if sys.platform == "linux":  # there, getrusage passes on the peak of the process that started this one
         (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
@@ -139,7 +145,7 @@ def peak_memory() -> float:
 
 
 def machine() -> str:
-    """Names the processor, its cores and the versions."""
+    """Returns the name of the processor, its cores and the version of PyTorch."""
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,14 +1,17 @@
-"""What the reported speed is compared with."""
+"""The reported speed: both sides of a comparison do the same work, in turn, and rows say what was measured."""
 
 from __future__ import annotations
 
+import functools
 import json
-import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_user_error, random_frame, run_script, write_frame
+from conftest import assert_user_error, run_script
 
 import model
 from benchmark import size_row
@@ -16,47 +19,36 @@ from dataset import find_samples, read_pair
 from inference.checkpoints import load_model
 from inference.predictor import load_network
 from model import normalise
-from speed import training
-from speed.predictions import BASELINE, Side, add_memory, label_head_rows, picture_rows, plain_network
-from speed.timing import alternate, compare, table
-from speed.training import original_order
+from speed import predictions, training
+from speed.plain import WEIGHTS, PlainNetwork
+from speed.predictions import EngineProcess, add_memory, chosen_engines, image_rows, label_head_row, open_engines, show
+from speed.timing import CPU, clock, compare, interleave, peak_memory, report, table
+from street.scene import draw_scene
 from training.augment import TrainSet
-from training.crop import crop_image, crop_label, place_crop
 from utils import UserError
 
 KEYS = {"name", "stage", "backend", "precision", "height", "width", "median_ms", "baseline_median_ms", "ratio"}
+IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
 
 
-def test_both_sides_make_the_same_sample(tmp_path) -> None:
-    """A baseline that does other work, or less, than the loader makes its ratio worthless."""
-    image, ids = random_frame(np.random.default_rng(0), 120, 200)
-    write_frame(tmp_path, "train", "a_000000_000000", image, ids)
-    (sample,) = find_samples(tmp_path, "train")
-    for scale, flip in ((0.5, False), (1.0, True), (1.75, True)):
-        picture, label = original_order(sample, scale, (64, 128), (0.3, 0.9), flip)
-        frame, frame_label = read_pair(sample)
-        crop = place_crop(frame_label.shape, scale, (64, 128), (0.3, 0.9), flip)
-        ours, our_label = crop_image(frame, crop), crop_label(frame_label, crop)
-        assert picture.dtype == np.float32 and label.dtype == np.int64
-        assert picture.shape == (3, 64, 128) and label.shape == (64, 128)
+def test_both_sides_make_the_same_samples(frames) -> None:
+    """A baseline that does other work, or draws larger scales: its ratio says nothing about the order of work."""
+    samples = find_samples(frames, "train")
+    _, cached, original = training.training_sets(samples, read_pair, (32, 64))
+    assert isinstance(cached, TrainSet)
+    keys = training.crop_keys(len(samples), 14)
+    padded = 0
+    for key in keys:
+        image, label = original[key]
+        ours, our_label, _ = cached[key]
+        assert image.dtype == torch.float32 and label.dtype == torch.int64
+        assert image.shape == (3, 32, 64) and label.shape == (32, 64)
         # The original pads before it maps nothing: its labels are the file's ids, and its padding is zero.
         known = label != 255
-        np.testing.assert_array_equal(known | (our_label == 255), True)
-        normal = ((ours / 255 - model.MEAN) / model.STD).transpose(2, 0, 1)
-        assert np.abs(normal - picture)[:, known].max() < 1.01 / 255 / min(model.STD)
-
-
-def test_both_sides_draw_the_same_crops(frames, monkeypatch) -> None:
-    """A baseline that has larger scales than ours is slower for no fault of its order of work."""
-    monkeypatch.setattr(training, "CROP", (32, 64))
-    samples = find_samples(frames, "train")
-    ours = TrainSet(samples, (32, 64), training.SEED, training.SCALES)
-    original = training.OriginalSet(samples)
-    keys = training.crop_keys(len(samples), 14)
-    for key in keys:
-        known = original[key][1] != 255
-        normal = model.normalise(ours[key][0][None])[0]
-        assert (normal - original[key][0])[:, known].abs().max() < 1.01 / 255 / min(model.STD)
+        assert (known | (our_label == 255)).all()
+        assert (normalise(ours[None])[0] - image)[:, known].abs().max() < 1.01 / 255 / min(model.STD)
+        padded += int((image == 0).all(0).any())
+    assert padded
     scales = [training.SCALES.draw(np.random.default_rng((training.SEED, *key))) for key in keys]
     assert sorted(scales) == sorted(training.SCALES.values * 2)
     assert {index for _, index in keys} == {0, 1, 2}
@@ -65,8 +57,9 @@ def test_both_sides_draw_the_same_crops(frames, monkeypatch) -> None:
 def test_sides_alternate_after_a_warm_up() -> None:
     """All of one side first, then all of the other, measures how the machine's speed drifts."""
     calls: list[str] = []
-    times = alternate((lambda _: calls.append("a"), lambda _: calls.append("b")), 3)
-    assert calls == ["a", "b"] * 4 and [len(side) for side in times] == [3, 3]
+    timers = [functools.partial(clock, functools.partial(calls.append, side), CPU, burst=2) for side in "ab"]
+    times = interleave(timers, 3)
+    assert calls == ["a", "a", "b", "b"] * 4 and [len(side) for side in times] == [3, 3]
 
 
 def test_comparison_tells_medians_and_spread() -> None:
@@ -83,60 +76,92 @@ def test_tables_for_terminal_and_readme() -> None:
     assert table(("name", "ms"), lines, True).splitlines()[:3] == ["| name | ms |", "| --- | --: |", "| a | 1.0 |"]
 
 
-def test_baseline_predicts_what_every_engine_does(weights) -> None:
-    """A baseline that leaves out a step makes its ratio worthless."""
-    model, _ = load_model(weights)
-    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+def test_rows_are_on_the_disk_after_each_group(tmp_path, capsys) -> None:
+    """Measurements that are lost because a later one crashes, or because a lent machine is taken away."""
+    path = tmp_path / "rows.json"
+
+    def groups() -> Iterator[tuple[str, list[dict]]]:
+        yield "first group", [{"name": "a", "ratio": 2.0}]
+        assert [row["name"] for row in json.loads(path.read_text())] == ["earlier", "a"]
+        yield "none of these could run", []
+        yield "last group", [{"name": "b", "ratio": 3.0, "equal": None}]
+
+    rows = report(groups(), False, str(path), [{"name": "earlier"}])
+    assert rows == json.loads(path.read_text()) and len(rows) == 3
+    assert capsys.readouterr().out == "\nfirst group  times faster\na                    2.00\n" \
+        "\nlast group  times faster\nb                   3.00\n"  # fmt: skip
+
+
+def test_baseline_predicts_what_every_engine_does() -> None:
+    """A baseline that leaves out a step, or runs in another memory layout, makes its ratio worthless."""
+    model, _ = load_model(WEIGHTS)
+    plain = PlainNetwork(model)
+    images = torch.from_numpy(draw_scene(0, 97, 131)[0])[None]
     with torch.no_grad():
-        logits = plain_network(model, picture, heads=False)
-        assert logits.shape == (1, 19, 64, 96) and logits.is_contiguous()
-        torch.testing.assert_close(logits, model(normalise(torch.from_numpy(picture)[None])), atol=1e-4, rtol=1e-4)
-        coarse = plain_network(model, picture, heads=True)
-    network, _ = load_network(weights)
-    torch.testing.assert_close(network.run(torch.from_numpy(picture)[None]), coarse, atol=1e-3, rtol=1e-3)
+        labels, logits = plain.labels(images), plain.logits(images)
+        expected = model(normalise(images)).argmax(1)
+    assert len(expected.unique()) > 2 and (labels == expected).float().mean() > 0.999
+    assert logits.is_contiguous()
+    network, _ = load_network(WEIGHTS)
+    torch.testing.assert_close(network.run(images), logits, atol=1e-3, rtol=1e-3)
 
 
-def test_rows_have_the_promised_keys(weights) -> None:
+def test_quick_leaves_out_what_takes_long_to_prepare(monkeypatch) -> None:
+    """A look that takes minutes of compiling, or an engine of GPUs that is timed on a CPU."""
+    precisions = {**predictions.PRECISIONS, "torch-graph": ("fp32", "fp16")}
+    monkeypatch.setattr(predictions, "PRECISIONS", precisions)
+    quick, full = chosen_engines(quick=True), chosen_engines(quick=False)
+    assert quick == [("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
+    assert set(full) - set(quick) == {
+        *(("torch-compile", precision) for precision in ("fp32", "bf16")),
+        *(("openvino", precision) for precision in ("fp16", "int8")),
+        ("onnx", "int8"),
+    }
+
+
+@pytest.fixture(scope="module")
+def engines(weights, tmp_path_factory) -> Iterator[tuple[list[EngineProcess], list[str]]]:
+    """The baseline and PyTorch, each in its process, and what is said of an engine that cannot be opened."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "chosen_engines", lambda quick: [("torch", "fp32"), ("torch", "int8")])
+        with open_engines(weights, tmp_path_factory.mktemp("exported"), [], quick=True) as opened:
+            yield opened
+
+
+def test_an_engine_that_cannot_run_is_a_line(engines) -> None:
+    """One missing package that ends the measurement of all others."""
+    opened, missing = engines
+    assert [(engine.backend, engine.precision) for engine in opened] == [predictions.BASELINE, ("torch", "fp32")]
+    (line,) = missing
+    assert line.startswith("torch int8: not run (") and "int8" in line.removeprefix("torch int8")
+
+
+def test_rows_have_the_promised_keys(engines, weights) -> None:
     """A file of rows that a script cannot read."""
-    model, _ = load_model(weights)
-    picture = np.zeros((64, 96, 3), np.uint8)
-    sides = [Side(weights, *BASELINE), Side(weights, "torch", "fp32")]
-    with sides[0].process, sides[1].process:
-        rows = picture_rows(sides, picture, 3)
-        add_memory(rows, sides)
+    opened, _ = engines
+    rows = [row for stage in ("picture-to-labels", "network") for row in image_rows(opened, IMAGE, stage, 3)]
+    add_memory(rows[:1], opened)
     assert rows[0]["peak_mib"] > 50 and rows[0]["baseline_peak_mib"] > 50 and "peak_mib" not in rows[1]
-    rows += label_head_rows(model, picture, 3)
-    assert [row["stage"] for row in rows] == ["picture-to-labels", "network", "label-head", "label-head"]
-    assert all(row.keys() >= KEYS and row["ratio"] > 0 for row in rows)
-    assert rows[3]["same"] and 0 <= rows[2]["mixed_share"] <= 1
+    rows.append(label_head_row(load_model(weights)[0], IMAGE, 3))
+    assert [row["stage"] for row in rows] == ["picture-to-labels", "network", "label-head"]
+    assert [row["name"] for row in rows] == ["torch fp32, 64x96"] * 2 + ["label head, scene, 64x96"]
+    assert all(row.keys() >= KEYS and row["ratio"] > 0 and row["device"] == "cpu" for row in rows)
+    assert rows[2]["same"] and 0 <= rows[2]["mixed_share"] <= 1
 
 
-def test_memory_is_that_of_a_process_of_its_own(weights) -> None:
-    """A peak that is inherited from the process that asks for it."""
-    picture = np.zeros((64, 96, 3), np.uint8)
-
-    def peak() -> float:
-        side = Side(weights, "torch", "fp32")
-        with side.process:
-            side.show(picture)
-            assert side.seconds("picture-to-labels") > 0
-            return side.peak()
-
-    bare = peak()
+def test_a_process_has_its_own_memory_and_is_named_when_killed(engines, weights) -> None:
+    """A peak inherited from the process that asks for it; a traceback of the pool's where memory was short."""
     ballast = np.ones(1_000_000_000, np.uint8)
-    beside = peak()
-    assert bare > 50 and abs(beside - bare) < 100 and ballast[-1]
-
-
-def test_a_killed_engine_is_named(weights) -> None:
-    """A traceback of the pool's, where memory was short."""
-    side = Side(weights, "torch", "fp32")
-    with side.process:
-        side.wait()
-        for process in multiprocessing.active_children():
-            process.kill()
+    other = EngineProcess(weights, "torch", "fp32")
+    peaks = []
+    with other.process:
+        for engine in (engines[0][1], other):
+            engine.call(show, IMAGE)
+            assert engine.call(predictions.seconds_of, "picture-to-labels") > 0
+            peaks.append(engine.call(peak_memory))
+        assert peaks[0] > 50 and abs(peaks[1] - peaks[0]) < 100 and ballast[-1]
         with pytest.raises(UserError, match="the process of torch fp32 was killed"):
-            side.show(np.zeros((64, 96, 3), np.uint8))
+            other.call(os.kill, other.call(os.getpid), signal.SIGKILL)
 
 
 def test_macs_are_multiply_adds() -> None:
@@ -157,4 +182,6 @@ def test_command_line_prints_both_sides(frames, tmp_path) -> None:
     for row in rows:
         assert row.keys() >= KEYS | {"images_per_s", "baseline_images_per_s"}
         assert row["ratio"] == pytest.approx(row["images_per_s"] / row["baseline_images_per_s"])
+    for row in rows[-2:]:
+        assert all(2 < loss < 5 for side in ("", "baseline_") for loss in row[f"{side}epoch_losses"])
     assert_user_error(run_script("benchmark.py", "--repeats", 1, cwd=tmp_path), "--repeats is 1")
