@@ -49,4 +49,4 @@ def check_display() -> None:
     """Raises UserError if no window opens, tried in another process: without a display, OpenCV ends the process."""
     script = "import cv2; cv2.namedWindow('probe'); cv2.waitKey(1)"
     if subprocess.run([sys.executable, "-c", script], capture_output=True).returncode:
-        raise UserError("--show found no display (or OpenCV was built without windows): look at the written file")
+        raise UserError("--show found no display, or OpenCV has no windows; leave it out and look at the written file")
