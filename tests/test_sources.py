@@ -87,6 +87,14 @@ def test_ground_truth_comes_along(frames: Path) -> None:
     assert next(open_source(str(frames), "val").frames(labels=False)).label is None
 
 
+def test_label_of_another_size_is_a_problem(frames: Path) -> None:
+    """A label of another size is drawn as ground truth, shifted against the picture."""
+    label = next((frames / "gtFine" / "val").rglob("*_labelIds.png"))
+    cv2.imwrite(str(label), np.zeros((32, 96), np.uint8))
+    problems = [item for item in open_source(str(frames), "val").frames() if isinstance(item, Problem)]
+    assert len(problems) == 1 and "is 64x96" in problems[0].text and "32x96; expected equal sizes" in problems[0].text
+
+
 @pytest.mark.parametrize(
     ("input_pic", "words"),
     [
