@@ -219,12 +219,17 @@ def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     if sample.label is None:
         return image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
     label = read_label(sample.label, sample.label_is_train_ids)
+    check_same_size(sample, image, label)
+    return image, label
+
+
+def check_same_size(sample: Sample, image: np.ndarray, label: np.ndarray) -> None:
+    """Raises DataError where a frame and its label differ in size."""
     if image.shape[:2] != label.shape:
         (h, w), (label_h, label_w) = image.shape[:2], label.shape
         raise DataError(
             f"{sample.image} is {h}x{w}, its label {sample.label} {label_h}x{label_w}; expected equal sizes"
         )
-    return image, label
 
 
 def check_samples(samples: Sequence[Sample]) -> None:

@@ -1,8 +1,8 @@
-"""What the things of a synthetic street look like, and the camera and light that they are seen by.
+"""The look of the things in a synthetic street, and the camera and light of its images.
 
 A scene is built in metres (x to the right, y up, z ahead of the camera; the road is at y = 0) and seen through a
-pinhole camera. What a thing is follows from its shape, texture and place; its color says little, and light, haze and
-exposure differ between pictures, so that a network has to learn more than a table of colors.
+pinhole camera. Shape, texture and place tell what a thing is. Its color tells little, and light, haze and exposure
+differ between images, so that a network has to learn more than a table of colors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 SQUARE = np.array(((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)))
 UP = np.array((0.0, 1.0, 0.0))
 # fmt: off
-# Colors, chosen anew for every object: the least and the greatest hue, saturation and value.
+# Colors, drawn for every object: the lowest and highest hue, saturation and value.
 TINTS = {
     "sky": (0.53, 0.63, 0.1, 0.7, 0.55, 1), "grey sky": (0, 1, 0, 0.2, 0.5, 0.95), "haze": (0, 1, 0, 0.25, 0.6, 0.9),
     "grass": (0.14, 0.28, 0.35, 0.7, 0.45, 0.75), "leaf": (0.2, 0.4, 0.4, 0.9, 0.2, 0.5),
@@ -29,7 +29,7 @@ TINTS = {
     "white": (0, 1, 0, 0.05, 0.85, 1), "red": (0.97, 1, 0.8, 0.95, 0.7, 0.95), "amber": (0.1, 0.13, 0.7, 0.95, 0.85, 1),
     "blue": (0.58, 0.64, 0.7, 0.95, 0.6, 0.9), "green": (0.36, 0.45, 0.7, 0.9, 0.7, 0.95),
 }
-# Solid things are boxes: how far ahead of the thing's middle, (length, width, height), base, color, kind.
+# Solid things are boxes: distance ahead of the thing's middle, (length, width, height), base, color, kind.
 SOLIDS = {
     "car": ((0, (4.2, 1.7, 0.5), 0, "dark", ""), (0, (4.3, 1.8, 0.65), 0.25, "paint", "body"),
             (-0.35, (2.5, 1.55, 0.62), 0.9, "paint", "cab")),
@@ -41,8 +41,8 @@ SOLIDS = {
     "building": ((0, (9, 8, 9), 0, "plaster", "house"),), "wall": ((0, (9, 0.4, 2.7), 0, "dark plaster", "wall"),),
     "fence": ((0, (9, 0.02, 2.1), 0, "clear", "fence"),), "static": ((0, (0.8, 0.7, 1.1), 0, "paint", "bin"),),
 }
-# What their faces show: a color and (left, low, right, high) in fractions of the face. Where (width, height) in metres
-# follow, cells of this size fill the area, and the last two are the fractions of its cell that each colors.
+# Details of their faces: a color and (left, low, right, high) in fractions of the face. If (width, height) in metres
+# follow, cells of this size fill the area, and the last two numbers are the colored fractions of each cell.
 LAMPS, BUS_LAMPS = (-0.2, 0.5, 1.2, 0.85, 1.2, 9, 0.3, 1), (-0.2, 0.12, 1.2, 0.24, 1.7, 9, 0.2, 1)
 WINDOW = (0.03, 0.1, 0.97, 0.97, 2.4, 3)
 BUS_END = (("glass", 0.06, 0.42, 0.94, 0.84), ("dark", 0.2, 0.87, 0.8, 0.96), ("amber", 0.28, 0.89, 0.72, 0.94))
@@ -68,7 +68,7 @@ DETAILS = {
     "fence side": (("metal", 0, 0, 1, 1, 0.35, 9, 0.3, 1), ("metal", 0, 0.1, 1, 0.9, 99, 1.2, 1, 0.1)),
 }
 WHEELS = {"body": 0.36, "chassis": 0.48, "coach": 0.48}  # radius in metres, on the sides
-# Flat things are lines, from (x, y) to (x, y), of a thickness and a color; a line without length is a disc.
+# Flat things are lines from (x, y) to (x, y) with a thickness and a color; a line without length is a disc.
 FIGURES = {
     "lamp": ((0, 0, 0, 6, 0.28, "metal"), (0.07, 0, 0.07, 6, 0.09, "dark metal"), (0, 6, 1.6, 6.3, 0.2, "metal")),
     "post": ((0, 0, 0, 3.2, 0.26, "metal"), (0.06, 0, 0.06, 3.2, 0.08, "dark metal")),
@@ -106,7 +106,7 @@ FIGURE_LABELS = {"lamp": "pole", "post": "pole", "tree": "vegetation", "bush": "
 
 
 def stroke(x0: float, y0: float, x1: float, y1: float, width: float, corners: int = 14) -> np.ndarray:
-    """Returns a thick line as a rectangle, (4, 2), or where both ends are one point a disc, (corners, 2)."""
+    """Returns a thick line as a rectangle, (4, 2), or as a disc, (corners, 2), if both ends are one point."""
     if (x0, y0) == (x1, y1):
         turns = 2 * np.pi / corners * np.arange(corners)
         return np.stack((x0 + width / 2 * np.sin(turns), y0 + width / 2 * np.cos(turns)), 1)
@@ -121,7 +121,7 @@ def strip(x0: float, x1: float, z0: float = 1.2, z1: float = 150.0) -> np.ndarra
 
 
 class Face(NamedTuple):
-    """A flat side of something: its lower left corner, the direction of its width, its size in metres, name, light."""
+    """A flat side of a thing: lower left corner, directions of width and height, size in metres, name, brightness."""
 
     origin: np.ndarray
     along: np.ndarray
@@ -146,36 +146,42 @@ class Face(NamedTuple):
 
 
 def card(x: float, z: float, yaw: float = 0.0) -> Face:
-    """Returns an upright plane for flat things that stand on the ground at (x, z)."""
+    """Returns an upright plane for flat things on the ground at (x, z)."""
     return Face(np.array((x, 0.0, z)), np.array((np.cos(yaw), 0.0, np.sin(yaw))))
 
 
 class Scene:
-    """The picture, its labelled polygons, and the camera and light that all of it is seen by."""
+    """An image under construction: its pixels, its labelled polygons, its camera and its light."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int):
-        self.rng, self.height, self.width = rng, height, width
-        self.image, self.objects = np.zeros((height, width, 3), np.uint8), []
-        self.focal = rng.uniform(1.15, 1.5) * (height + width / 2) / 2
-        self.middle, self.horizon = width * rng.uniform(0.42, 0.58), height * rng.uniform(0.4, 0.5)
-        self.eye, self.sun = rng.uniform(1.5, 2.2), rng.uniform(-np.pi, np.pi)
-        self.haze, self.visibility = self.tints()["haze"], rng.uniform(80, 300)
+        self.rng = rng
+        self.height = height
+        self.width = width
+        self.image = np.zeros((height, width, 3), np.uint8)
+        self.objects: list[dict] = []
+        self.focal = rng.uniform(1.15, 1.5) * (height + width / 2) / 2  # in pixels
+        self.middle = width * rng.uniform(0.42, 0.58)
+        self.horizon = height * rng.uniform(0.4, 0.5)
+        self.eye = rng.uniform(1.5, 2.2)  # height of the camera
+        self.sun = rng.uniform(-np.pi, np.pi)  # direction
+        self.haze = self.tints()["haze"]
+        self.visibility = rng.uniform(80, 300)
 
     def tints(self) -> dict[str, np.ndarray]:
-        """Returns an RGB color, 0 to 255, for every name of TINTS, a darker one, and "clear", which is not painted."""
+        """Returns an RGB color, 0 to 255, for each of TINTS, a darker one of it, and "clear", which is not painted."""
         low, high = np.array(list(TINTS.values())).reshape(-1, 3, 2).transpose(2, 0, 1)
         hsv = (self.rng.uniform(low, high) * (360, 1, 1)).astype(np.float32)
         rgb = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0] * np.float64(255)
         return dict(zip(TINT_NAMES, (*rgb, *(0.7 * rgb), np.full(3, np.nan)), strict=True))
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Maps points in metres, (N, 3), to whole pixels (x, y), which may lie outside the picture."""
+        """Maps points in metres, (N, 3), to whole pixels (x, y), which may lie outside the image."""
         scale = self.focal / np.maximum(points[:, 2], 0.3)
         pixels = self.middle + points[:, 0] * scale, self.horizon + (self.eye - points[:, 1]) * scale
         return np.rint(np.stack(pixels, 1)).clip(-16000, 16000).astype(np.int32)
 
     def noise(self, shape: tuple[int, int], cell: tuple[float, float]) -> np.ndarray:
-        """Returns smooth noise from -1 to 1 in two octaves, the finer one with grains of `cell` pixels."""
+        """Returns smooth noise from -1 to 1 in two octaves, of grains of `cell` pixels and a third of that."""
         total = np.zeros(shape, np.float32)
         for octave in (1, 3):
             size = [int(length / max(grains * octave, 1.0)) + 2 for length, grains in zip(shape, cell, strict=True)]
@@ -183,11 +189,14 @@ class Scene:
         return total
 
     def add(self, label: str, parts: list, grain: float = 0.1, cell: tuple | None = None, shade: float = 1) -> None:
-        """Paints an object over what is there and labels its outline, the contour of its largest connected piece.
+        """Paints an object over the image and labels its outline, the contour of its largest connected piece.
 
-        The parts, polygons (P, n, 3) in metres and their color, are painted in their order; `grain` is the strength of
-        the texture and `cell` the (height, width) of its grains in pixels, 0.15 m by default; `shade` darkens all that
-        the outline encloses. An empty label stands for a mere shadow.
+        Args:
+            label: its class; empty for a shadow, which is not labelled.
+            parts: polygons, (P, n, 3) in metres, and their color, painted in this order.
+            grain: strength of the texture.
+            cell: (height, width) of the grains of the texture in pixels; None: 0.15 m.
+            shade: factor on the brightness inside the outline.
         """
         depth = float(np.maximum(parts[0][0][..., 2], 0.3).mean())
         corners = self.project(np.concatenate([polygons.reshape(-1, 3) for polygons, _ in parts]))
@@ -217,12 +226,17 @@ class Scene:
             self.objects.append({"label": label, "polygon": (outline + (x0, y0)).tolist()})
 
     def box(self, x: float, z: float, size: np.ndarray, base: float, yaw: float) -> list[Face]:
-        """Returns the faces in sight of a box of (length, width, height) centred over (x, z); yaw 0 shows its rear."""
-        centre, height, faces = np.array((x, base, z)), size[2], []
+        """Returns the visible faces of a box of (length, width, height) centered over (x, z); yaw 0 shows its rear."""
+        center = np.array((x, base, z))
+        height = size[2]
+        faces = []
         for turn, name in enumerate(("rear", "side", "front", "side")):
-            angle, width, depth = yaw - turn * np.pi / 2, size[1 - turn % 2], size[turn % 2]
-            along, normal = np.array((np.cos(angle), 0, -np.sin(angle))), -np.array((np.sin(angle), 0, np.cos(angle)))
-            origin = centre - along * width / 2 + normal * depth / 2
+            angle = yaw - turn * np.pi / 2
+            width = size[1 - turn % 2]
+            depth = size[turn % 2]
+            along = np.array((np.cos(angle), 0, -np.sin(angle)))
+            normal = -np.array((np.sin(angle), 0, np.cos(angle)))
+            origin = center - along * width / 2 + normal * depth / 2
             if normal @ origin < 0:
                 faces.append(Face(origin, along, UP, width, height, name, 0.8 + 0.2 * np.cos(angle - self.sun)))
             if turn == 0 and base + height < self.eye:
@@ -230,20 +244,23 @@ class Scene:
         return faces
 
     def develop(self) -> np.ndarray:
-        """Returns the picture as a camera would give it: uneven light, exposure, color cast, blur and noise."""
+        """Returns the image as from a camera: with uneven light, exposure, color cast, blur and noise."""
         rng = self.rng
         gain = rng.uniform(0.4, 0.55) if rng.random() < 0.1 else rng.uniform(0.8, 1.2)
         uneven = cv2.resize(rng.uniform(0.85, 1.15, (3, 4)).astype(np.float32), (self.width, self.height))
         curve = np.linspace(0, 1, 256, dtype=np.float32) ** np.float32(rng.uniform(0.85, 1.2)) * np.float32(255 * gain)
-        picture = curve[cv2.GaussianBlur(self.image, (3, 3), rng.uniform(0.3, 0.8))]
-        picture *= uneven[..., None] * rng.uniform(0.92, 1.08, 3).astype(np.float32)
-        picture += rng.integers(-128, 128, picture.shape, np.int8) * np.float32(rng.uniform(0.01, 0.1))
-        return np.clip(picture, 0, 255).astype(np.uint8)
+        image = curve[cv2.GaussianBlur(self.image, (3, 3), rng.uniform(0.3, 0.8))]
+        image *= uneven[..., None] * rng.uniform(0.92, 1.08, 3).astype(np.float32)
+        image += rng.integers(-128, 128, image.shape, np.int8) * np.float32(rng.uniform(0.01, 0.1))
+        return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def draw_solid(scene: Scene, x: float, z: float, label: str, yaw: float = 0.0, scale: tuple = (1, 1, 1)) -> None:
-    """Draws a thing of SOLIDS that begins about z ahead; yaw 0 shows its rear, pi its front."""
-    boxes, parts, tints, (length, width, _) = [], [], scene.tints(), np.multiply(SOLIDS[label][0][1], scale)
+    """Draws a thing of SOLIDS whose near end is about z ahead; yaw 0 shows its rear, pi its front."""
+    tints = scene.tints()
+    length, width, _ = np.multiply(SOLIDS[label][0][1], scale)
+    boxes = []
+    parts = []
     z += (abs(length * np.cos(yaw)) + abs(width * np.sin(yaw))) / 2
     for shift, size, base, color, kind in SOLIDS[label]:
         cx, cz = x + shift * np.sin(yaw), z + shift * np.cos(yaw)
@@ -257,28 +274,33 @@ def draw_solid(scene: Scene, x: float, z: float, label: str, yaw: float = 0.0, s
             for paint, *area in DETAILS.get(f"{kind} {face.name}", ()):
                 polygons = face.grid(area[:4], area[4:6] or (99, 99), area[6:] or (1, 1))
                 parts.append((polygons, tints[paint] * face.light))
-            for u in (0.2, 0.82) if kind in WHEELS and face.name == "side" else ():
-                hub = (u * face.width, WHEELS[kind] - face.origin[1]) * 2
-                rims = (2 * WHEELS[kind], tints["dark"]), (WHEELS[kind], tints["steel"])
-                parts += [(face.at(stroke(*hub, size)), color) for size, color in rims]
+            if kind in WHEELS and face.name == "side":
+                y = WHEELS[kind] - face.origin[1]
+                for u in (0.2 * face.width, 0.82 * face.width):
+                    for size, paint in ((2 * WHEELS[kind], "dark"), (WHEELS[kind], "steel")):
+                        parts.append((face.at(stroke(u, y, u, y, size)), tints[paint]))
     scene.add(label, parts, 0 if label == "fence" else 0.07)
 
 
 def draw_figure(scene: Scene, x: float, z: float, *names: str) -> None:
-    """Draws things of FIGURES in one place, such as a bicycle and its rider."""
-    rng, tints = scene.rng, scene.tints()
+    """Draws things of FIGURES at one place, such as a bicycle and its rider."""
+    rng = scene.rng
+    tints = scene.tints()
     face = card(x, z, rng.uniform(-0.9, 0.9) + np.pi * rng.integers(2) if "cycle" in names[0] else 0.0)
     scene.add("", [(strip(x - 0.5, x + 0.5, z - 0.2, z + 0.2), tints["clear"])], 0, shade=0.6)
     stretch = 1.0 if len(names) > 1 else rng.uniform((0.75, 0.85), (1.2, 1.1))
     for name in names:
-        leafy, parts, corners = name in ("tree", "bush"), [], 14
+        leafy = name in ("tree", "bush")
+        parts = []
+        corners = 14
         if name == "traffic sign":
-            corners, (rim, inner) = rng.choice((3, 4, 8, 14)), SIGNS[rng.integers(len(SIGNS))]
+            corners = rng.choice((3, 4, 8, 14))
+            rim, inner = SIGNS[rng.integers(len(SIGNS))]
             tints |= {"rim": tints[rim], "inner": tints[inner]}
         for x0, y0, x1, y1, width, color in FIGURES[name]:
             dx, dy = rng.normal(0, 0.3, 2) if leafy and color != "bark" else (0, 0)
             shape = stroke(x0 + dx, y0 + dy, x1 + dx, y1 + dy, width, corners) * stretch
-            if color == "tyre":  # a ring, through which the background is seen: a polygon inside of another is a hole
+            if color == "tyre":  # a ring that shows the background: a polygon inside another is a hole
                 parts.append((face.at(shape), tints["clear"]))
                 shape, color = np.stack((shape, 0.8 * shape + 0.2 * shape.mean(0))), "dark"
             parts.append((face.at(shape), tints[color]))

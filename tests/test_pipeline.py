@@ -1,4 +1,4 @@
-"""Stages that run at once."""
+"""The pipeline of threads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from viewing import pipeline
 from viewing.pipeline import run_stages
 
 
@@ -19,7 +20,7 @@ def test_every_item_passes_every_stage_in_order() -> None:
 
 
 def test_none_goes_no_further() -> None:
-    """A frame that could not be read reaches the one who draws."""
+    """A frame that could not be read is passed to the drawing."""
     seen = []
     run_stages(range(10), lambda x: x if x % 2 else None, [seen.append])
     assert seen == [1, 3, 5, 7, 9]
@@ -55,14 +56,14 @@ def test_source_does_not_run_ahead() -> None:
         done += 1
         ahead.append(made - done)
 
-    run_stages(source(), slow, depth=2)
+    run_stages(source(), slow)
     assert max(ahead) <= 4
 
 
 @pytest.mark.parametrize("where", ["source", "foreground", "draw", "write"])
 @pytest.mark.parametrize("at", [0, 20])
 def test_an_error_anywhere_ends_the_run(where: str, at: int) -> None:
-    """A thread dies, and the others wait for it for ever; or its error is never seen."""
+    """A thread dies, and the others wait for it for ever; or its error is lost."""
 
     def fail(name: str, x: int) -> int:
         if name == where and x == at:
@@ -85,7 +86,7 @@ def test_an_error_anywhere_ends_the_run(where: str, at: int) -> None:
 
 
 def test_stopped_finishes_what_was_begun() -> None:
-    """After Ctrl-C frames that were predicted are lost, or the run goes on."""
+    """After Ctrl-C, frames that were predicted are lost, or the run continues."""
     begun, written = [], []
     run_stages(
         iter(int, 1), lambda x: begun.append(x) or len(begun), [lambda x: x, written.append], lambda: len(begun) >= 5
@@ -93,8 +94,9 @@ def test_stopped_finishes_what_was_begun() -> None:
     assert written == [1, 2, 3, 4, 5]
 
 
-def test_stopped_does_not_wait_for_a_source_that_hangs() -> None:
+def test_stopped_does_not_wait_for_a_source_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C does nothing while a camera gives no frame."""
+    monkeypatch.setattr(pipeline, "_PATIENCE", 0.1)
     release, begun = threading.Event(), time.perf_counter()
 
     def camera():

@@ -1,4 +1,4 @@
-"""What --input_pic can stand for, and pictures of every kind."""
+"""What --input_pic can name, and pictures of every kind."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_pattern_below_the_data_set_or_anywhere(frames: Path, tmp_path: Path, mo
 
 
 def test_no_two_results_of_one_name(tmp_path: Path) -> None:
-    """One picture's result written over another's."""
+    """A result overwritten by that of another picture."""
     paths = [tmp_path / name for name in ("a/x.png", "b/x.png", "b/y.jpg")]
     assert [s.name for s in name_apart([Sample(path.stem, path, None) for path in paths])] == ["a/x", "b/x", "b/y"]
     paths += [tmp_path / name for name in ("a/x.jpg", "a/X.png", "a/x_leftImg8bit.png")]
@@ -75,7 +75,7 @@ def test_no_two_results_of_one_name(tmp_path: Path) -> None:
 
 
 def test_ground_truth_comes_along(frames: Path) -> None:
-    """Only a single picture finds its label; labels of the test split drawn as truth."""
+    """Only a single picture gets its label, or labels of the test split are drawn as truth."""
     labelled = {
         sample.name: sample.label is not None
         for sample in open_source("nowhere", str(frames)).samples
@@ -85,6 +85,14 @@ def test_ground_truth_comes_along(frames: Path) -> None:
     first = next(open_source(str(frames), "val").frames())
     assert first.label.shape == first.image.shape[:2]
     assert next(open_source(str(frames), "val").frames(labels=False)).label is None
+
+
+def test_label_of_another_size_is_a_problem(frames: Path) -> None:
+    """A label of another size is drawn as ground truth, shifted against the picture."""
+    label = next((frames / "gtFine" / "val").rglob("*_labelIds.png"))
+    cv2.imwrite(str(label), np.zeros((32, 96), np.uint8))
+    problems = [item for item in open_source(str(frames), "val").frames() if isinstance(item, Problem)]
+    assert len(problems) == 1 and "is 64x96" in problems[0].text and "32x96; expected equal sizes" in problems[0].text
 
 
 @pytest.mark.parametrize(
@@ -98,8 +106,8 @@ def test_ground_truth_comes_along(frames: Path) -> None:
         ("99", "camera 99 cannot be opened"),
     ],
 )
-def test_what_stands_for_nothing(input_pic: str, words: str, tmp_path: Path, monkeypatch) -> None:
-    """An empty run that ends well, or a number taken for a file name."""
+def test_input_that_is_not_there(input_pic: str, words: str, tmp_path: Path, monkeypatch) -> None:
+    """An empty run that ends with success, or a number taken for a file name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a.txt").write_text("x")
@@ -108,15 +116,15 @@ def test_what_stands_for_nothing(input_pic: str, words: str, tmp_path: Path, mon
         open_source("nowhere", input_pic)
 
 
-def test_a_file_of_digits_is_no_camera(tmp_path: Path, monkeypatch) -> None:
-    """Folders are often called 00, 01, ..."""
+def test_a_file_of_digits_is_not_a_camera(tmp_path: Path, monkeypatch) -> None:
+    """A folder called 00 or 1 is taken for a camera."""
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "0" / "x.png")
     assert names("nowhere", "0") == ["x"]
 
 
 def test_pictures_that_are_converted(tmp_path: Path) -> None:
-    """Grey and alpha pictures refused, or converted in silence; RGB ones changed by how they are read."""
+    """Grey and alpha pictures refused, or converted without a note; RGB pictures changed by the way of reading."""
     for path in (save(tmp_path / "c.png"), save(tmp_path / "c.jpg"), save(tmp_path / "c.webp")):
         image, note = read_picture(path)
         np.testing.assert_array_equal(image, read_image(path))
@@ -135,8 +143,8 @@ def test_pictures_that_are_converted(tmp_path: Path) -> None:
     assert "alpha" in note and image.shape == COLOR.shape
 
 
-def test_a_phone_s_picture_stands_upright(tmp_path: Path) -> None:
-    """The turn that a camera notes in the file is ignored by some ways of reading."""
+def test_a_photo_is_turned_upright(tmp_path: Path) -> None:
+    """The EXIF orientation is ignored by some ways of reading."""
     data = save(tmp_path / "a.jpg").read_bytes()
     turned = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x112, 3, 1, 6, 0, 0)
     exif = b"Exif\0\0" + turned
@@ -147,7 +155,7 @@ def test_a_phone_s_picture_stands_upright(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_sixteen_bits_are_refused(channels: int, tmp_path: Path) -> None:
-    """A depth map or a raw picture of 12 bits, divided by 256, is predicted as night."""
+    """A depth map or a raw picture of 12 bits, divided by 256, is predicted as a night scene."""
     image = RNG.integers(0, 4096, (40, 48, channels), np.uint16)
     with pytest.raises(DataError, match="16 bits a channel, expected 8"):
         read_picture(save(tmp_path / "a.png", image))
@@ -156,7 +164,7 @@ def test_sixteen_bits_are_refused(channels: int, tmp_path: Path) -> None:
 
 
 def test_size_that_no_memory_holds(tmp_path: Path) -> None:
-    """A damaged header, or a bomb, raises an exception of OpenCV's own."""
+    """A damaged or malicious header raises an exception of OpenCV's own."""
     data = bytearray(png(2, 3))
     data[16:24] = struct.pack(">II", 60000, 60000)
     data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
@@ -165,7 +173,7 @@ def test_size_that_no_memory_holds(tmp_path: Path) -> None:
         read_picture(tmp_path / "a.png")
 
 
-def test_problems_stand_in_the_place_of_their_frames(tmp_path: Path) -> None:
+def test_problems_take_the_place_of_their_frames(tmp_path: Path) -> None:
     """One damaged picture ends the run over a folder."""
     save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")

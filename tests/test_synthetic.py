@@ -1,4 +1,4 @@
-"""Tests of synthetic.py: the layout, the labels, and that the pictures ask for more than a table of colors."""
+"""The synthetic data set: its layout, its labels, and how hard it is to learn."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from synthetic import CITIES, write_dataset
 from utils import UserError
 
 COUNTS = {"train": 24, "val": 24, "test": 2}
+Pixels = dict[str, tuple[np.ndarray, np.ndarray]]  # split to images and train ids
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -47,15 +48,16 @@ def read(path: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 128x256 with seed 0."""
     folder = tmp_path_factory.mktemp("synthetic")
     write_dataset(folder, 128, 256, *COUNTS.values(), seed=0)
     return folder
 
 
 @pytest.fixture(scope="module")
-def pixels(dataset):
-    """The pictures and train ids of the train and the val split."""
+def pixels(dataset: Path) -> Pixels:
+    """The images, (N, H, W, 3), and train ids, (N, H, W), of the train and the val split."""
     return {
         split: (
             np.stack([read(path) for path in sorted((dataset / "leftImg8bit" / split).rglob("*.png"))]),
@@ -65,23 +67,23 @@ def pixels(dataset):
     }
 
 
-def test_same_seed_same_bytes(dataset, tmp_path):
-    """A scene that depends on the clock, on a global generator or on the number of scenes cannot be reproduced."""
+def test_same_seed_same_bytes(dataset: Path, tmp_path: Path) -> None:
+    """A scene that depends on the clock, on a global generator or on the number of scenes."""
     write_dataset(tmp_path, 128, 256, 2, 1, 1, seed=0)
     whole, part = files_of(dataset), files_of(tmp_path)
     assert len(part) == 4 * 6
     assert part == {name: whole[name] for name in part}
 
 
-def test_other_seeds_splits_and_numbers_differ():
-    """A generator that ignores a part of its seed would put training pictures into the val split."""
+def test_other_seeds_splits_and_numbers_differ() -> None:
+    """A generator that ignores a part of its seed: training pictures in the val split."""
     pictures = [draw_scene(seed, 32, 64)[0] for seed in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
     for number, picture in enumerate(pictures):
         assert all((picture != other).any() for other in pictures[:number])
 
 
-def test_layout_is_that_of_cityscapes(dataset):
-    """The official script finds ground truth by its name alone and silently misses what is named otherwise."""
+def test_layout_is_that_of_cityscapes(dataset: Path) -> None:
+    """Files under other names, which the official script silently misses."""
     expected = set()
     for split, count in COUNTS.items():
         for number in range(count):
@@ -93,25 +95,26 @@ def test_layout_is_that_of_cityscapes(dataset):
     assert len(set(CITIES.values())) == 3 and all(city.isalpha() and city.islower() for city in CITIES.values())
 
 
-def test_all_classes_occur(pixels):
-    """A class that no picture shows has an IoU of NaN and is not learnt."""
+def test_all_classes_occur(pixels: Pixels) -> None:
+    """A class that hardly any picture shows: it is not learnt, and its IoU is NaN."""
     for split, (_, labels) in pixels.items():
         for train_id in range(19):
             enough = ((labels == train_id).mean((1, 2)) > 0.001).mean()
             assert enough >= 0.2, f"{split}: train id {train_id} covers 0.1 % of only {enough:.0%} of the pictures"
 
 
-def test_void_occurs_but_little(pixels):
-    """Without void pixels in the data, code that forgets to ignore them passes every test."""
+def test_void_occurs_but_little(pixels: Pixels) -> None:
+    """Data without void pixels: code that forgets to ignore them passes every test."""
     for _, labels in pixels.values():
         assert 0.001 < (labels == 255).mean() < 0.15
         assert set(np.unique(labels)) <= {*range(19), 255}
 
 
-def test_label_pictures_are_the_converters_own(dataset):
-    """Polygons drawn by OpenCV instead of Pillow differ from the official labels at every slanted edge."""
+def test_label_pictures_are_the_converters_own(dataset: Path) -> None:
+    """Labels drawn by OpenCV instead of Pillow, which differ from the official ones at every slanted edge."""
     for path in sorted(dataset.rglob("*_polygons.json"))[::5]:
-        annotation, stem = annotation_of(path.read_text()), str(path).removesuffix("polygons.json")
+        annotation = annotation_of(path.read_text())
+        stem = str(path).removesuffix("polygons.json")
         assert "date" not in path.read_text()
         for name, encoding in (("labelIds", "ids"), ("labelTrainIds", "trainIds"), ("color", "color")):
             expected = np.array(createLabelImage(annotation, encoding))
@@ -124,8 +127,8 @@ def test_label_pictures_are_the_converters_own(dataset):
         np.testing.assert_array_equal(read(f"{stem}labelTrainIds.png"), train_ids[ids])
 
 
-def test_color_alone_does_not_solve_it(pixels):
-    """A set that a table of nineteen colors solves says nothing about a network."""
+def test_colors_do_not_solve_it(pixels: Pixels) -> None:
+    """A data set that a table of nineteen colors solves, so that it says nothing about a network."""
     (pictures, labels), (val_pictures, val_labels) = pixels["train"], pixels["val"]
     means = np.stack([pictures[labels == train_id].mean(0) for train_id in range(19)])
     seen = val_labels < 19
@@ -137,8 +140,8 @@ def test_color_alone_does_not_solve_it(pixels):
     assert iou.mean() < 0.25
 
 
-def test_picture_and_label_lie_on_each_other():
-    """Labels that are shifted against the picture by some pixels cost accuracy without an error."""
+def test_labels_match_the_picture() -> None:
+    """Labels shifted against the picture by some pixels, which cost accuracy without an error."""
     scores = {}
     scenes = [draw(256, 512, (7, 0, number)) for number in range(6)]
     for dy, dx in ((0, 0), (0, 3), (0, -3), (3, 0), (-3, 0)):
@@ -152,8 +155,8 @@ def test_picture_and_label_lie_on_each_other():
     assert best > 1.2 * max(scores.values())
 
 
-def test_drawn_region_is_the_converters():
-    """Polygons whose corners lie outside of the picture or cross are filled differently by different programs."""
+def test_drawn_regions_are_those_of_the_converters() -> None:
+    """Polygons that cross themselves or leave the picture, which programs fill differently."""
     for seed in range(4):
         _, objects, labels = draw(128, 256, seed)
         drawn = np.zeros_like(labels)
@@ -165,16 +168,17 @@ def test_drawn_region_is_the_converters():
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 64), (100, 333), (333, 100), (1024, 2048)])
-def test_any_size(height, width, tmp_path):
-    """Sizes that are small, odd or upright must not make an object vanish into an error."""
+def test_any_size(height: int, width: int, tmp_path: Path) -> None:
+    """An error, or a scene without objects, at a small, odd or upright size."""
     write_dataset(tmp_path, height, width, 0, 1, 0, seed=3)
-    (picture,), (labels,) = (tmp_path / "leftImg8bit").rglob("*.png"), tmp_path.rglob("*_labelIds.png")
+    (picture,) = (tmp_path / "leftImg8bit").rglob("*.png")
+    (labels,) = tmp_path.rglob("*_labelIds.png")
     assert read(picture).shape == (height, width, 3) and read(labels).shape == (height, width)
     assert len(np.unique(read(labels))) >= 5
 
 
-def test_regenerates_over_itself_but_over_nothing_else(tmp_path):
-    """Two data sets mixed in one folder train on labels of the one and pictures of the other."""
+def test_regenerates_over_itself_but_over_nothing_else(tmp_path: Path) -> None:
+    """Two data sets mixed in one folder: labels of one, pictures of the other."""
     write_dataset(tmp_path, 32, 64, 2, 0, 0, seed=0)
     before = files_of(tmp_path)
     write_dataset(tmp_path, 32, 64, 2, 0, 0, seed=0)
@@ -184,15 +188,15 @@ def test_regenerates_over_itself_but_over_nothing_else(tmp_path):
     assert files_of(tmp_path) == before
 
 
-def test_nothing_to_write_is_an_error(tmp_path):
-    """A data set without a picture fails only much later, in training."""
+def test_nothing_to_write_is_an_error(tmp_path: Path) -> None:
+    """A data set without a picture, which fails only much later, in training."""
     with pytest.raises(UserError, match="at least one picture"):
         write_dataset(tmp_path / "set", 32, 64, 0, 0, 0, seed=0)
     assert not (tmp_path / "set").exists()
 
 
-def test_command_line_writes_and_says_so(tmp_path):
-    """A script that ends without a word leaves its user to search for what it wrote."""
+def test_command_line_writes_and_says_so(tmp_path: Path) -> None:
+    """A script that does not print what it wrote and where."""
     flags = ["--height", 32, "--width", 64, "--train", 1, "--val", 1, "--test", 0]
     result = run_script("synthetic.py", "--output", tmp_path / "set", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -210,11 +214,11 @@ def test_command_line_writes_and_says_so(tmp_path):
         ("--output {folder}", "holds another data set"),
     ],
 )
-def test_mistakes_end_in_one_line(flags, expected, tmp_path):
-    """A traceback, or a half-written folder, is no answer to a mistyped flag."""
+def test_mistakes_end_in_one_line(flags: str, expected: str, tmp_path: Path) -> None:
+    """A traceback or a half-written folder after a mistyped flag."""
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "leftImg8bit").mkdir()
-    (tmp_path / "leftImg8bit" / "aachen.png").write_text("a picture of somebody else's")
+    (tmp_path / "leftImg8bit" / "aachen.png").write_text("a picture of another data set")
     before = files_of(tmp_path)
     flags = flags.format(folder=tmp_path).split()
     result = run_script("synthetic.py", "--output", tmp_path / "set", *flags, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Video files: what is read, what is lost, what is written."""
+"""Reading and writing video files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write(path: Path, frames: int = 5, fps: float = 10, **size: int) -> Path:
     """Writes a video of moving bars."""
     video = VideoFile(path, fps)
     for index in range(frames):
-        video.write("", picture(index, **size))
+        video.write(picture(index, **size))
     video.close()
     return path
 
@@ -44,8 +44,9 @@ def write(path: Path, frames: int = 5, fps: float = 10, **size: int) -> Path:
 class Script:
     """A capture whose reads succeed and fail as told."""
 
-    def __init__(self, reads: str, announced: int):
-        self.reads, self.announced = iter(reads), announced
+    def __init__(self, reads: str, announced: float):
+        self.reads = iter(reads)
+        self.announced = announced
 
     def read(self) -> tuple[bool, np.ndarray | None]:
         good = next(self.reads, "-") == "+"
@@ -58,7 +59,7 @@ class Script:
 @pytest.mark.parametrize("ending", CODECS)
 @pytest.mark.parametrize("fps", [10, 29.97])
 def test_what_was_written_is_read(ending: str, fps: float, tmp_path: Path) -> None:
-    """Swapped channels, a frame lost at either end, another speed, or a good file that is called damaged."""
+    """Swapped channels, a frame lost at either end, a wrong frame rate, or a good file reported as damaged."""
     capture = open_capture(write(tmp_path / f"a{ending}", fps=fps))
     assert frame_count(capture) == 5 and frame_rate(capture) == pytest.approx(fps, rel=0.02)
     frames = list(read_frames(capture, tmp_path / f"a{ending}"))
@@ -70,16 +71,16 @@ def test_what_was_written_is_read(ending: str, fps: float, tmp_path: Path) -> No
 
 
 def test_one_frame_and_odd_sizes(tmp_path: Path) -> None:
-    """Codecs want even sizes: an odd one is not written, and nobody says so."""
+    """Codecs need even sizes: a video of odd size is silently not written."""
     path = write(tmp_path / "a.webm", frames=1, height=65, width=97)
     assert [frame.image.shape for frame in read_frames(open_capture(path), path)] == [(64, 96, 3)]
 
 
 def test_another_size_in_between(tmp_path: Path) -> None:
-    """cv2 leaves out a frame of another size without a word."""
+    """OpenCV silently drops a frame of another size."""
     video = VideoFile(tmp_path / "a.webm", 10)
     for index, size in enumerate([SIZE, (32, 96), (128, 192)]):
-        video.write("", picture(index, *size))
+        video.write(picture(index, *size))
     video.close()
     frames = list(read_frames(open_capture(video.path), video.path))
     assert [frame.image.shape for frame in frames] == 3 * [(*SIZE, 3)]
@@ -92,7 +93,7 @@ def test_the_name_is_taken_when_all_is_written(tmp_path: Path) -> None:
     path = tmp_path / "a.webm"
     path.write_text("earlier")
     video = VideoFile(path, 10)
-    video.write("", picture(0))
+    video.write(picture(0))
     assert path.read_text() == "earlier"
     video.discard()
     assert path.read_text() == "earlier" and [found.name for found in tmp_path.iterdir()] == ["a.webm"]
@@ -101,18 +102,19 @@ def test_the_name_is_taken_when_all_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".webm", ".mp4", ".avi"])
 def test_full_disk(ending: str, tmp_path: Path) -> None:
-    """Half a video under the name of a whole one: no library reports it."""
+    """Half a video under the name of the whole: no library reports it."""
     video = VideoFile(tmp_path / f"a{ending}", 10)
     rng = np.random.default_rng(0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
         for _ in range(60):
-            video.write("", rng.integers(0, 256, (*SIZE, 3), np.uint8))
+            video.write(rng.integers(0, 256, (*SIZE, 3), np.uint8))
         with pytest.raises(UserError, match="not whole; free space"):
             video.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    video.discard()
     assert not list(tmp_path.iterdir())
 
 
@@ -123,8 +125,8 @@ def test_codec_that_the_machine_lacks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"", "an empty file"), (b"no video " * 50, "cannot be opened")])
-def test_file_that_is_no_video(content: bytes, words: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    """A reader that gives no frames and no reason; the libraries' own lines drown ours."""
+def test_file_that_is_not_a_video(content: bytes, words: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """A reader that gives no frames and no reason, or the libraries' own messages around ours."""
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
     with pytest.raises(UserError, match=words):
@@ -133,7 +135,7 @@ def test_file_that_is_no_video(content: bytes, words: str, tmp_path: Path, capfd
 
 
 def test_frames_that_cannot_be_decoded_are_named() -> None:
-    """Damaged frames left out silently, or taken for the end; the names behind them shifted."""
+    """Damaged frames silently left out or taken for the end, or later frames with a wrong number."""
     items = list(read_frames(Script("++-+---++", 9), Path("a.mp4")))
     problems = [(index, item) for index, item in enumerate(items) if isinstance(item, Problem)]
     assert problems == [
@@ -145,14 +147,20 @@ def test_frames_that_cannot_be_decoded_are_named() -> None:
 
 
 def test_end_before_the_announced_one() -> None:
-    """A video cut off on its way is half predicted, and nobody notices."""
+    """Half of a truncated video is predicted without a message."""
     *_, last = read_frames(Script("++-+", 20), Path("a.avi"))
     assert last == Problem("a.avi announces 20 frames, 3 could be decoded: it ends early or is damaged", 0)
     assert not [item for item in read_frames(Script("++", 0), Path("a.webm")) if isinstance(item, Problem)]
 
 
+@pytest.mark.parametrize(("claimed", "used"), [(0, 25), (90_000, 25), (float("nan"), 25), (29.97, 29.97)])
+def test_implausible_frame_rate(claimed: float, used: float) -> None:
+    """A camera that claims 0 or 90,000 frames/s makes a video that cannot be watched."""
+    assert frame_rate(Script("", claimed)) == used
+
+
 def test_camera_that_is_unplugged() -> None:
-    """A camera that gives nothing any more is asked for ever."""
+    """An endless loop over a camera that gives no more frames."""
     *frames, last = read_frames(Script("++", -1), 3)
     assert [frame.name for frame in frames] == ["camera_3_000000", "camera_3_000001"]
     assert last == Problem("camera 3 gives no more frames", 0)

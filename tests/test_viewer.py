@@ -1,21 +1,21 @@
-"""What people look at."""
+"""The viewer: its panels, files, messages and window."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, run_script
+from conftest import assert_user_error, run_script
 
 import viewer
 from dataset import PALETTE, find_samples, read_image, read_pair
+from inference.predictor import load_predictor
+from utils import UserError
 from viewing.drawing import LEGEND_ROW
 from viewing.sources import open_source
 from viewing.video import VideoFile, frame_count, open_capture
@@ -33,13 +33,13 @@ def make_video(path, count=5):
     """Writes a video of 64x96 frames of noise, each brighter than the last."""
     video = VideoFile(path, 10)
     for index in range(count):
-        video.write("", np.random.default_rng(0).integers(10 * index, 10 * index + 40, (64, 96, 3), np.uint8))
+        video.write(np.random.default_rng(0).integers(10 * index, 10 * index + 40, (64, 96, 3), np.uint8))
     video.close()
     return path
 
 
 def test_panels_are_picture_truth_and_prediction(frames, weights, tmp_path) -> None:
-    """Channels swapped, panels in another order, or ground truth in the wrong colors."""
+    """Swapped channels, panels in another order, or ground truth in wrong colors."""
     result = view(frames, weights, tmp_path, "--input_pic", VAL)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "valstadt_000000_000000_result.png: input | ground truth | prediction\n"
@@ -60,7 +60,7 @@ def test_test_split_has_no_truth_panel(frames, weights, tmp_path) -> None:
 
 
 def test_any_picture_of_any_size(frames, weights, tmp_path) -> None:
-    """A photograph that is no multiple of 32, lies outside the data set, or is grey, which has to be said."""
+    """A photo of odd size or outside the data set is refused, or a grey one is converted without a note."""
     cv2.imwrite(str(tmp_path / "photo.jpg"), np.random.default_rng(0).integers(0, 256, (77, 131), np.uint8))
     result = view(frames, weights, tmp_path, "--input_pic", "photo.jpg", "--no-legend")
     assert result.returncode == 0, result.stderr
@@ -69,7 +69,7 @@ def test_any_picture_of_any_size(frames, weights, tmp_path) -> None:
 
 
 def test_overlay_and_output(frames, weights, tmp_path) -> None:
-    """The blended picture has one panel, is as wide as it was asked to be, and goes where it was asked to."""
+    """An overlay of several panels, of another width than --width, or in another place than --output."""
     flags = ["--input_pic", VAL, "--overlay", "--output", "new/over.jpg", "--width", "64"]
     result = view(frames, weights, tmp_path, *flags)
     assert result.returncode == 0, result.stderr
@@ -77,7 +77,7 @@ def test_overlay_and_output(frames, weights, tmp_path) -> None:
 
 
 def test_folder_keeps_names_and_skips_what_is_damaged(frames, weights, tmp_path) -> None:
-    """One bad picture ends the run or is left out silently; two results under one name."""
+    """A damaged picture ends the run or is skipped silently; two results get one name."""
     folder = tmp_path / "in"
     good = (frames / "leftImg8bit" / VAL).read_bytes()
     (folder / "sub").mkdir(parents=True)
@@ -96,7 +96,7 @@ def test_folder_keeps_names_and_skips_what_is_damaged(frames, weights, tmp_path)
 
 
 def test_folder_without_a_good_picture(frames, weights, tmp_path) -> None:
-    """An empty run that ends well."""
+    """A run without a result that ends with success."""
     (tmp_path / "in").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "in" / name).write_text("no picture")
@@ -106,7 +106,7 @@ def test_folder_without_a_good_picture(frames, weights, tmp_path) -> None:
 
 
 def test_video_in_video_out(frames, weights, tmp_path) -> None:
-    """A video of another length, speed or size than it was asked for, or one that never takes its name."""
+    """A video of a wrong length, frame rate or size, or one that keeps its temporary name."""
     make_video(tmp_path / "drive.avi", 6)
     result = view(frames, weights, tmp_path, "--input_pic", "drive.avi", "--overlay", "--frames", "4", "--width", "80")
     assert result.returncode == 0, result.stderr
@@ -123,7 +123,7 @@ def test_video_in_video_out(frames, weights, tmp_path) -> None:
 
 
 def test_video_that_ends_early(frames, weights, tmp_path) -> None:
-    """A video that was cut off, drawn as if it were whole."""
+    """A truncated video is drawn without a message."""
     data = make_video(tmp_path / "whole.avi", 20).read_bytes()
     (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
     result = view(frames, weights, tmp_path, "--input_pic", "cut.avi", "--output", "out/")
@@ -133,8 +133,8 @@ def test_video_that_ends_early(frames, weights, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "truncated", "small", "empty", "deep"])
-def test_picture_that_is_none(frames, weights, tmp_path, kind: str) -> None:
-    """cv2.imread returns None for all of these, or something else than was taken, and the next line crashes."""
+def test_file_that_is_not_a_picture(frames, weights, tmp_path, kind: str) -> None:
+    """cv2.imread returns None or a converted array for these, and a later line fails."""
     path = tmp_path / "picture.png"
     if kind == "text":
         path.write_text("no picture")
@@ -165,8 +165,8 @@ def test_picture_that_is_none(frames, weights, tmp_path, kind: str) -> None:
         (["--input_pic", VAL, "--width", "3"], ["--width is 3, expected a number from 64"]),
     ],
 )
-def test_what_cannot_be_done_is_one_line(frames, weights, tmp_path, flags, words) -> None:
-    """A traceback, a page of the libraries' own messages, or an empty result."""
+def test_impossible_requests_are_refused_in_one_line(frames, weights, tmp_path, flags, words) -> None:
+    """A traceback, many messages of the libraries, or an empty result."""
     (tmp_path / "text.mp4").write_text("no video")
     result = view(frames, weights, tmp_path, *flags, DISPLAY="", WAYLAND_DISPLAY="")
     assert_user_error(result, *words)
@@ -175,7 +175,7 @@ def test_what_cannot_be_done_is_one_line(frames, weights, tmp_path, flags, words
 
 
 def test_output_that_cannot_be_written_or_would_disturb(frames, weights, tmp_path) -> None:
-    """A result picture in the results root is a second prediction to the official script."""
+    """A result picture in $CITYSCAPES_RESULTS counts as a second prediction in the official evaluation."""
     (tmp_path / "file").write_text("x")
     flags = ["--input_pic", VAL]
     assert_user_error(view(frames, weights, tmp_path, *flags, "--output", "file/x.png"), "cannot write to")
@@ -185,7 +185,7 @@ def test_output_that_cannot_be_written_or_would_disturb(frames, weights, tmp_pat
 
 
 def test_outputs_that_do_not_fit_the_input(frames, tmp_path, monkeypatch) -> None:
-    """Many results in one file, the input overwritten, or flags of a video that do nothing."""
+    """Many results in one file, an overwritten input, or video flags without effect."""
     monkeypatch.chdir(tmp_path)
     folder, single = (open_source(str(frames), name) for name in ("val", VAL))
     video = open_source(str(frames), str(make_video(tmp_path / "a.webm")))
@@ -197,59 +197,99 @@ def test_outputs_that_do_not_fit_the_input(frames, tmp_path, monkeypatch) -> Non
         (single, str(single.samples[0].image), None, "which is the input"),
         (folder, "x", 5.0, "--fps and --codec are for videos"),
     ):
-        with pytest.raises(viewer.UserError, match=words):
+        with pytest.raises(UserError, match=words):
             viewer.open_output(source, output, fps, None)
     monkeypatch.setenv("CITYSCAPES_RESULTS", str(tmp_path))
-    with pytest.raises(viewer.UserError, match="CITYSCAPES_RESULTS"):
+    with pytest.raises(UserError, match="CITYSCAPES_RESULTS"):
         viewer.open_output(folder, None, None, None)
     assert str(viewer.open_output(folder, "x.webm", None, None)).endswith("at 10 frames/s")
 
 
-def test_interrupted_run_keeps_what_was_made(frames, weights, tmp_path) -> None:
-    """Ctrl-C leaves a video that no player opens, or a traceback."""
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_run_keeps_what_was_made(number: int, status: int, frames, weights, tmp_path, monkeypatch) -> None:
+    """Ctrl-C leaves a traceback, a video that no player opens, or loses frames that were predicted."""
     (tmp_path / "in").mkdir()
-    for index in range(3000):
+    for index in range(20):
         os.link(frames / "leftImg8bit" / VAL, tmp_path / "in" / f"{index}.png")
-    command = [sys.executable, str(ROOT / "viewer.py"), "--model_weight", str(weights), "--device", "cpu"]
-    flags = ["--input_pic", "in", "--output", "out.webm"]
-    run = subprocess.Popen([*command, *flags], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".out*")) and time.monotonic() < deadline and run.poll() is None:
-        time.sleep(0.02)
-    time.sleep(0.3)
-    run.send_signal(signal.SIGINT)
-    stdout, stderr = run.communicate(timeout=60)
-    assert run.returncode == 130, (stdout, stderr)
-    assert "interrupted; what was made until then is kept" in stderr and "Traceback" not in stderr
-    count = frame_count(open_capture(tmp_path / "out.webm"))
-    assert 0 < count < 3000 and f"\n{count} frames, " in stdout
+
+    def interrupted_at_the_fifth(*arguments: object) -> Callable[[np.ndarray], np.ndarray]:
+        predict = load_predictor(*arguments)
+        seen = []
+
+        def wrapped(image: np.ndarray) -> np.ndarray:
+            seen.append(image)
+            if len(seen) == 5:
+                os.kill(os.getpid(), number)
+            return predict(image)
+
+        return wrapped
+
+    monkeypatch.setattr(viewer, "load_predictor", interrupted_at_the_fifth)
+    previous = signal.signal(number, signal.default_int_handler)  # else SIGTERM would end pytest
+    try:
+        result = view(frames, weights, tmp_path, "--input_pic", "in", "--output", "out.webm")
+    finally:
+        signal.signal(number, previous)
+    assert result.returncode == status, result.stderr
+    assert "interrupted; what was made until then is kept" in result.stderr and "Traceback" not in result.stderr
+    assert frame_count(open_capture(tmp_path / "out.webm")) == 5 and "\n5 frames, " in result.stdout
     assert not list(tmp_path.glob(".out*"))
 
 
-class Screen:
-    """Stands for the window: what was shown, and what the user does at which picture."""
+def test_video_that_cannot_be_finished_leaves_nothing(frames, weights, tmp_path, monkeypatch) -> None:
+    """A full disk stays full of the temporary file."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, key_at: int = 10**6, close_at: int = 10**6):
+    def fail(video: VideoFile) -> None:
+        raise UserError(f"cannot write {video.path}")
+
+    monkeypatch.setattr(VideoFile, "close", fail)
+    result = view(frames, weights, tmp_path, "--input_pic", VAL, "--output", "out.webm")
+    assert_user_error(result, "cannot write out.webm")
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
+
+
+class Screen:
+    """Replaces OpenCV's window: counts pictures and polls, and plays the user at a given picture or poll."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, key_at: int = 10**6, close_at: int = 10**6, poll: int = 10**6):
         self.shown = 0
+        self.polls = 0
         for name in ("namedWindow", "resizeWindow"):
             monkeypatch.setattr(cv2, name, lambda *_: None)
         monkeypatch.setattr(cv2, "imshow", lambda *_: setattr(self, "shown", self.shown + 1))
-        monkeypatch.setattr(cv2, "waitKey", lambda _: ord("q") if self.shown >= key_at else -1)
+        monkeypatch.setattr(cv2, "waitKey", self.wait)
         monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: float(self.shown < close_at))
+        self.key_at = key_at
+        self.key_at_poll = poll
+
+    def wait(self, wait_ms: int) -> int:
+        self.polls += 1
+        return ord("q") if self.shown >= self.key_at or self.polls >= self.key_at_poll else -1
 
 
 @pytest.mark.parametrize("how", ["q", "closed", "end"])
 def test_window_ends_the_run(how: str, tmp_path, monkeypatch) -> None:
-    """A window that cannot be closed, or that stays after the last frame of a video."""
-    frames = 20 if how != "end" else 6
-    source = open_source("nowhere", str(make_video(tmp_path / "a.avi", frames)))
+    """A window that cannot be closed, that stays after the last frame of a video, or that spoils the file."""
+    count = 6 if how == "end" else 20
+    name = str(make_video(tmp_path / "a.avi", count))
     screen = Screen(monkeypatch, **{"q": {"key_at": 3}, "closed": {"close_at": 3}, "end": {}}[how])
-    args = argparse.Namespace(overlay=False, legend=True, width=None, frames=None, show=True)
 
     def slow(image: np.ndarray) -> np.ndarray:
         time.sleep(0.02)
         return np.zeros(image.shape[:2], np.uint8)
 
-    run = viewer.Run(args, source, None, slow)
-    run.view()
-    assert screen.shown >= 3 and run.frames == (6 if how == "end" else run.frames) <= 12
+    args = viewer.build_parser().parse_args(["--input_pic", name, "--show"])
+    shown = viewer.Viewer(args, open_source("nowhere", name), VideoFile(tmp_path / "b.avi", 10), slow)
+    shown.run()
+    assert screen.shown >= 3
+    assert shown.frames == 6 if how == "end" else 3 <= shown.frames <= 12
+    assert frame_count(open_capture(tmp_path / "b.avi")) == shown.frames
+
+
+def test_window_of_pictures_stays_until_it_is_closed(frames, weights, tmp_path, monkeypatch) -> None:
+    """The last picture vanishes before anybody has seen it."""
+    monkeypatch.setattr(viewer, "check_display", lambda: None)
+    screen = Screen(monkeypatch, poll=5)
+    result = view(frames, weights, tmp_path, "--input_pic", VAL, "--show", "--no-write")
+    assert result.returncode == 0 and result.stdout.startswith("nothing written: "), result.stderr
+    assert screen.shown == 1 and screen.polls == 5

@@ -1,7 +1,6 @@
-"""Stages of work that run at once: while one frame is predicted, the next is decoded and the last is drawn.
+"""A pipeline of threads: while one frame is predicted, the next is decoded and the previous one is drawn.
 
-Every stage but one has a thread of its own. OpenCV and PyTorch let go of Python's lock while they compute, so the
-slowest stage sets the pace, as far as there are cores for the others.
+OpenCV and PyTorch release Python's lock while they compute, so with enough cores the slowest stage sets the pace.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 _END = object()
-_POLL = 0.1  # seconds between two looks at whether another stage has failed
-_PATIENCE = 3.0  # seconds that a source, which may wait for a camera, gets to end
+_DEPTH = 2  # items that may wait before each function; bounds the memory
+_POLL = 0.1  # seconds between two looks at whether the run is over
+_PATIENCE = 3.0  # seconds that a source, which may be waiting for a camera, gets to end
 
 
 def run_stages(
@@ -23,85 +23,70 @@ def run_stages(
     foreground: Callable[[Any], Any],
     background: Iterable[Callable[[Any], Any]] = (),
     stopped: Callable[[], bool] = lambda: False,
-    depth: int = 2,
 ) -> list[float]:
-    """Passes every item of a source through functions, in order, each function at work on another item.
+    """Passes every item of a source through functions, in order, each function working on another item.
+
+    Returns the seconds that the source and each function were busy. The first exception of any of them ends the run
+    and is raised here.
 
     Args:
-        source: iterated in a thread.
-        foreground: called in the caller's thread with each item; what it returns goes on, None goes no further.
-        background: called in a thread each, in turn, with what the one before returned; None goes no further.
-        stopped: asked before each item; once it is true no more are taken, and what has passed the foreground is
-            finished.
-        depth: items that may wait before each function; they bound the memory.
-
-    Returns:
-        The seconds that the source and each of the functions were busy.
-
-    Raises:
-        What a function or the source raised first, after every thread has ended.
+        source: iterated in a thread of its own.
+        foreground: called with each item in the caller's thread; its result goes to the first of `background`.
+        background: called in one thread each, with the result of the function before. None is not passed on.
+        stopped: asked before each item; once it is true no more are taken, and those past `foreground` are finished.
     """
-    background = list(background)
-    queues = [queue.Queue(depth) for _ in range(1 + len(background))]
-    seconds = [0.0] * (2 + len(background))
-    failures: list[BaseException] = []
-    finished = threading.Event()
+    items = iter(source)
+    stages = _Stages([lambda _: next(items, _END), foreground, *background], stopped)
+    indices = [0, *range(2, len(stages.functions))]
+    producer, *workers = [threading.Thread(target=stages.work, args=(index,), daemon=True) for index in indices]
+    for thread in (producer, *workers):
+        thread.start()
+    stages.work(1)
+    for thread in workers:
+        thread.join()
+    producer.join(_PATIENCE)
+    if stages.failures:
+        raise stages.failures[0]
+    return stages.seconds
 
-    def put(index: int, item: object) -> None:
-        while not failures and not finished.is_set():
+
+class _Stages:
+    """The functions, with a queue before each but the source (0), and what their threads share."""
+
+    def __init__(self, functions: list[Callable[[Any], Any]], stopped: Callable[[], bool]):
+        self.functions = functions
+        self.stopped = stopped
+        self.queues = [queue.Queue(_DEPTH) for _ in functions]
+        self.seconds = [0.0] * len(functions)
+        self.failures: list[BaseException] = []
+
+    def over(self, index: int) -> bool:
+        return bool(self.failures) or index == len(self.functions) or (index < 2 and self.stopped())
+
+    def put(self, index: int, item: object) -> None:
+        while not self.over(index):
             with contextlib.suppress(queue.Full):
-                queues[index].put(item, timeout=_POLL)
-                return
+                return self.queues[index].put(item, timeout=_POLL)
 
-    def take(index: int) -> Any:
-        while not failures and not (index == 0 and stopped()):
+    def take(self, index: int) -> Any:
+        while not self.over(index):
+            if index == 0:
+                return None
             with contextlib.suppress(queue.Empty):
-                return queues[index].get(timeout=_POLL)
+                return self.queues[index].get(timeout=_POLL)
         return _END
 
-    def timed(index: int, function: Callable, *arguments: object) -> Any:
-        start = time.perf_counter()
+    def work(self, index: int) -> None:
+        """Runs one function until the end: an exception, a stop, or the last item."""
         try:
-            return function(*arguments)
-        finally:
-            seconds[index] += time.perf_counter() - start
-
-    def produce() -> None:
-        try:
-            items = iter(source)
-            while not failures and not stopped():
-                item = timed(0, next, items, _END)
-                if item is _END:
+            while (item := self.take(index)) is not _END:
+                start = time.perf_counter()
+                result = self.functions[index](item)
+                self.seconds[index] += time.perf_counter() - start
+                if result is _END:
                     break
-                put(0, item)
-        except BaseException as error:
-            failures.append(error)
-        put(0, _END)
-
-    def consume(index: int, function: Callable[[Any], Any]) -> None:
-        """Takes from one queue and puts into the next, until the end comes."""
-        try:
-            while (item := take(index)) is not _END:
-                result = timed(index + 1, function, item)
-                if result is not None and index + 1 < len(queues):
-                    put(index + 1, result)
-        except BaseException as error:  # raised again below, in the caller's thread
-            failures.append(error)
-        if index + 1 < len(queues):
-            put(index + 1, _END)
-
-    producer = threading.Thread(target=produce, daemon=True)
-    threads = [
-        threading.Thread(target=consume, args=(index, function), daemon=True)
-        for index, function in enumerate(background, 1)
-    ]
-    for thread in [producer, *threads]:
-        thread.start()
-    consume(0, foreground)
-    for thread in threads:
-        thread.join()
-    finished.set()
-    producer.join(_PATIENCE)
-    if failures:
-        raise failures[0]
-    return seconds
+                if result is not None:
+                    self.put(index + 1, result)
+        except BaseException as error:  # run_stages raises it
+            self.failures.append(error)
+        self.put(index + 1, _END)

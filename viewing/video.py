@@ -1,4 +1,4 @@
-"""Video files and cameras: frames out of them, with what is lost named, and frames into a file."""
+"""Reading frames from video files and cameras, with a message for each that is lost, and writing video files."""
 
 from __future__ import annotations
 
@@ -14,173 +14,151 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from inference.predictor import check_size
 from utils import UserError
 
-# What pip's OpenCV can write and at what cost; it has no H.264. Browsers play .webm, and of the others none for sure.
+# What pip's OpenCV can write: it has no H.264. Of these formats, only .webm plays in every browser.
 CODECS = {".webm": "VP80", ".mkv": "VP80", ".mp4": "mp4v", ".mov": "mp4v", ".avi": "MJPG"}
-_FAILED_READS = 1000  # in a row: the end of a file, for a decoder that lost its key frame may fail for hundreds
+_FAILED_READS = 1000  # in a row mean the end of a file: without a key frame, a decoder may fail for hundreds
 _FAILED_CAMERA_READS = 5  # each of which may wait for ten seconds
-
-
-STDERR = threading.Lock()  # held while stderr leads nowhere: take it to print a line that has to be read
+STDERR = threading.Lock()  # held while stderr is redirected to nowhere: take it to print
 
 
 class Frame(NamedTuple):
-    """One picture that was read."""
+    """One image that was read."""
 
-    name: str  # that its result gets
+    name: str  # of its result
     image: np.ndarray  # (H, W, 3) uint8 RGB
     label: np.ndarray | None = None  # (H, W) uint8 train ids
     note: str = ""  # what was converted
 
 
 class Problem(NamedTuple):
-    """What could not be read."""
+    """A message about frames that could not be read."""
 
     text: str
-    frames: int = 1  # that are skipped for it
+    frames: int = 1  # how many are skipped
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hides what OpenCV and FFmpeg print on stderr while a file or device is opened: the caller says it in a line."""
-    with STDERR:
+    """Hides what OpenCV and FFmpeg print on stderr while they open a file or device; the caller reports the error."""
+    with STDERR, open(os.devnull, "w") as null:
         sys.stderr.flush()
-        kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        kept = os.dup(2)
         try:
-            os.dup2(null, 2)
+            os.dup2(null.fileno(), 2)
             yield
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-            os.close(null)
 
 
 def open_capture(source: Path | int) -> cv2.VideoCapture:
-    """Opens a video file, or the camera of a number.
-
-    Raises:
-        UserError: it cannot be opened.
-    """
+    """Opens a video file, or a camera by its number; UserError if that fails."""
     with quiet():
         capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
     if capture.isOpened():
         return capture
     if isinstance(source, int):
-        raise UserError(
-            f"camera {source} cannot be opened; expected the number of one that is plugged in and that no other "
-            "program uses, 0 for the first"
-        )
-    state = "is an empty file" if not source.stat().st_size else "cannot be opened as a video"
+        raise UserError(f"camera {source} cannot be opened; expected one that is plugged in and free, 0 for the first")
+    state = "cannot be opened as a video" if source.stat().st_size else "is an empty file"
     raise UserError(
-        f"{source} {state}: damaged, cut off while it was written, not readable for you, or of a codec that this "
-        "OpenCV lacks; play it elsewhere to find out, and convert it to .webm or .mp4"
+        f"{source} {state}: it is damaged, was cut off while written, may not be read by you, or needs a codec that "
+        "this OpenCV lacks; play it elsewhere to find out, and convert it to .webm or .mp4"
     )
 
 
-def frame_rate(capture: cv2.VideoCapture) -> float | None:
-    """Returns the frames/s that a video or camera claims, None where it claims nonsense."""
+def frame_rate(capture: cv2.VideoCapture) -> float:
+    """Returns the frames/s that a video or camera claims, 25 for an implausible value."""
     fps = capture.get(cv2.CAP_PROP_FPS)
-    return fps if 1 <= fps <= 240 else None
+    return fps if 1 <= fps <= 240 else 25.0
 
 
 def frame_count(capture: cv2.VideoCapture) -> int | None:
-    """Returns the number of frames that a video announces, None for a camera or where it announces none."""
+    """Returns the number of frames that a video announces, None for a camera or if it announces none."""
     count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     return int(count) if 0 < count < 1e9 else None
 
 
 def read_frames(capture: cv2.VideoCapture, source: Path | int) -> Iterator[Frame | Problem]:
-    """Reads a video or camera to its end.
-
-    A frame that the decoder patches up is not seen here; the decoder's own words about it reach stderr.
-    """
+    """Reads a video or camera to its end; UserError if the frames are smaller than the network can take."""
     is_camera = isinstance(source, int)
     title, stem = (f"camera {source}", f"camera_{source}") if is_camera else (str(source), source.stem)
-    number = failed = skipped = 0
+    decoded = 0
+    lost = 0
+    failed = 0  # in a row, after the last decoded frame
     while failed < (_FAILED_CAMERA_READS if is_camera else _FAILED_READS):
-        read, image = capture.read()
+        read, image = capture.read()  # a frame that the decoder repairs counts as read
         if not read:
             failed += 1
             continue
         if failed:
-            which = f"frame {number}" if failed == 1 else f"frames {number} to {number + failed - 1}"
+            first = decoded + lost
+            lost += failed
+            which = f"frame {first}" if failed == 1 else f"frames {first} to {decoded + lost - 1}"
             yield Problem(f"{title}: {which} cannot be decoded", failed)
-            number, skipped, failed = number + failed, skipped + failed, 0
-        yield Frame(f"{stem}_{number:06d}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-        number += 1
-    announced = frame_count(capture)
+            failed = 0
+        check_size(image.shape[:2], f"a frame of {title}")
+        yield Frame(f"{stem}_{decoded + lost:06d}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+        decoded += 1
+    count = frame_count(capture)
     if is_camera:
         yield Problem(f"{title} gives no more frames", 0)
-    elif announced and number < announced:
-        yield Problem(
-            f"{title} announces {announced} frames, {number - skipped} could be decoded: it ends early or is damaged", 0
-        )
+    elif count and decoded + lost < count:
+        state = f"announces {count} frames, {decoded} could be decoded: it ends early or is damaged"
+        yield Problem(f"{title} {state}", 0)
 
 
 class VideoFile:
-    """A video that is written aside, and takes its name when it is closed.
-
-    Args:
-        path: its ending says the format.
-        fps: frames/s.
-        codec: four letters; None: the ending's own.
-
-    Raises:
-        UserError: this machine cannot write it.
-    """
+    """A video file that has a temporary name until it is closed; UserError if OpenCV cannot write its format."""
 
     def __init__(self, path: Path, fps: float, codec: str | None = None):
-        self.path, self.fps, self.codec = path, fps, codec or CODECS[path.suffix.lower()]
+        self.path = path
+        self.fps = fps
+        self.codec = codec or CODECS[path.suffix.lower()]
         self.aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
         self.writer: cv2.VideoWriter | None = None
         self.size = (0, 0)  # width, height
         self.frames = 0
         if not _can_write(path.suffix, self.codec):
-            able = [ending for ending, own in CODECS.items() if _can_write(ending, own)]
+            able = ", ".join(ending for ending, own in CODECS.items() if _can_write(ending, own)) or "no video at all"
             raise UserError(
-                f"this machine's OpenCV cannot write {path.suffix} with the codec {self.codec}; it writes "
-                f"{', '.join(able) or 'no video at all'}: name such a file with --output and leave out --codec"
+                f"this machine's OpenCV cannot write {path.suffix} with the codec {self.codec}; it writes {able}: name "
+                "such a file with --output and leave out --codec"
             )
 
-    def write(self, name: str, picture: np.ndarray) -> None:
-        """Appends an (H, W, 3) BGR uint8 picture; the first says the size, others are fitted into it."""
+    def write(self, picture: np.ndarray) -> None:
+        """Appends an (H, W, 3) BGR uint8 picture; the first sets the size of the video, others are fitted into it."""
+        # Codecs halve the resolution of color: both sizes have to be even.
+        picture = picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
         if self.writer is None:
-            # Codecs halve the resolution of color: the sizes have to be even.
-            self.size = picture.shape[1] // 2 * 2, picture.shape[0] // 2 * 2
+            self.size = picture.shape[1::-1]
             with quiet():
                 self.writer = cv2.VideoWriter(str(self.aside), cv2.VideoWriter.fourcc(*self.codec), self.fps, self.size)
             if not self.writer.isOpened():
                 raise UserError(f"cannot write {self.path} at {self.size[1]}x{self.size[0]}; choose another --width")
-        even = picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
-        # A picture of another size would be left out without a word.
-        self.writer.write(even if even.shape[1::-1] == self.size else letterbox(even, self.size))
+        # OpenCV silently drops a picture of another size.
+        self.writer.write(picture if picture.shape[1::-1] == self.size else letterbox(picture, self.size))
         self.frames += 1
 
     def __str__(self) -> str:
         return f"{self.path}, {self.size[1]}x{self.size[0]} at {self.fps:g} frames/s"
 
     def close(self) -> None:
-        """Finishes the file and gives it its name.
-
-        Raises:
-            UserError: what lies on the disk is not what was written.
-        """
+        """Finishes the file and renames it; UserError if it is not complete."""
         self.writer.release()
         with quiet():
-            # A full disk is reported by nobody: ask for the last frame but a few, as its number may be rounded.
+            # No library reports a full disk: read a frame near the end (containers round the number of the last one).
             written = cv2.VideoCapture(str(self.aside))
             written.set(cv2.CAP_PROP_POS_FRAMES, max(0, int(0.98 * self.frames) - 1))
-            arrived = written.grab() and (frame_count(written) or 0) >= int(0.98 * self.frames)
-        if not arrived:
-            self.discard()
-            raise UserError(
-                f"cannot write {self.path}: the file is not whole; free space there or choose another folder"
-            )
+            complete = written.grab() and (frame_count(written) or 0) >= int(0.98 * self.frames)
+        if not complete:
+            raise UserError(f"cannot write {self.path}: the file is not whole; free space or choose another folder")
         os.replace(self.aside, self.path)
 
     def discard(self) -> None:
-        """Removes what was written aside, if anything."""
+        """Removes the temporary file, if there is one."""
         if self.writer is not None:
             self.writer.release()
         self.aside.unlink(missing_ok=True)
@@ -195,10 +173,10 @@ def _can_write(suffix: str, codec: str) -> bool:
 
 
 def letterbox(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns a picture fitted whole into a size, given as (width, height), with black around it."""
-    scale = min(size[0] / picture.shape[1], size[1] / picture.shape[0])
-    w, h = (max(1, min(limit, round(scale * length))) for limit, length in zip(size, picture.shape[1::-1], strict=True))
-    canvas = np.zeros((size[1], size[0], 3), np.uint8)
-    y, x = (size[1] - h) // 2, (size[0] - w) // 2
-    canvas[y : y + h, x : x + w] = cv2.resize(picture, (w, h), interpolation=cv2.INTER_LINEAR)
-    return canvas
+    """Returns a picture fitted into (width, height), centered on black."""
+    h, w = picture.shape[:2]
+    scale = min(size[0] / w, size[1] / h)
+    h, w = max(1, round(scale * h)), max(1, round(scale * w))
+    top, left = (size[1] - h) // 2, (size[0] - w) // 2
+    small = cv2.resize(picture, (w, h), interpolation=cv2.INTER_LINEAR)
+    return cv2.copyMakeBorder(small, top, size[1] - h - top, left, size[0] - w - left, cv2.BORDER_CONSTANT)
