@@ -35,21 +35,19 @@ from dataset import (
     SPLITS,
     TRAIN_ID_TO_ID,
     DataError,
-    FrameSet,
     Read,
     Sample,
     check_samples,
     default_data_path,
     encode_png,
     find_samples,
-    loader_worker,
-    naming_dead_workers,
     read_pair,
     train_ids_note,
 )
 from inference.backends import Network
 from inference.label_head import labels_from_logits
 from inference.predictor import add_backend_flags, check_size, load_network
+from loading import FrameSet, loader_worker, naming_dead_workers
 from training import distributed
 from utils import UserError, run_cli, writable_folder, write_file
 

@@ -16,19 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import (
-    DataError,
-    Read,
-    Sample,
-    check_samples,
-    find_samples,
-    naming_dead_workers,
-    read_pair,
-    train_ids_note,
-)
+from dataset import DataError, Read, Sample, check_samples, find_samples, read_pair, train_ids_note
 from evaluate import PredictionWriter, Scores, evaluate, official_command
 from inference.backends import torch_network
 from inference.checkpoints import build_model, check_state, initial_model
+from loading import naming_dead_workers
 from model import FastSCNN
 from training import distributed
 from training.augment import EpochSampler, make_loader

@@ -9,7 +9,8 @@ import time
 import numpy as np
 from torch.utils.data import DataLoader
 
-from dataset import DataError, Sample, find_samples, loader_worker, naming_dead_workers, read_pair
+from dataset import DataError, Sample, find_samples, read_pair
+from loading import loader_worker, naming_dead_workers
 from training.augment import Scales, TrainSet
 from utils import run_cli
 

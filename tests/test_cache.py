@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from dataset import DataError, find_samples, loader_worker, read_pair
+from dataset import DataError, find_samples, read_pair
+from loading import loader_worker
 from training import cache
 from training.augment import EpochSampler, Scales, TrainSet
 from training.cache import open_cache

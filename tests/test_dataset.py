@@ -16,16 +16,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import dataset
-from dataset import (
-    DataError,
-    FrameSet,
-    check_samples,
-    find_samples,
-    naming_dead_workers,
-    read_image,
-    read_label,
-    read_pair,
-)
+from dataset import DataError, check_samples, find_samples, read_image, read_label, read_pair
+from loading import FrameSet, naming_dead_workers
 
 
 def test_label_table_is_the_official_one() -> None:
@@ -250,11 +242,11 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch(frames, monkeypatch) -> 
     def signal_handler(_: float) -> None:
         raise RuntimeError("DataLoader worker (pid 123) is killed by signal: Killed. ")
 
-    monkeypatch.setattr("dataset.time.sleep", signal_handler)
+    monkeypatch.setattr("loading.time.sleep", signal_handler)
     lost = ConnectionResetError(104, "Connection reset by peer")
     with pytest.raises(DataError, match=r"worker 123 died .killed.*while.*000001"), naming_dead_workers(loader):
         raise lost
-    monkeypatch.setattr("dataset.time.sleep", lambda _: None)
+    monkeypatch.setattr("loading.time.sleep", lambda _: None)
     with pytest.raises(ConnectionResetError), naming_dead_workers(loader):
         raise lost
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from dataset import NUM_CLASSES, DataError, Read, ReadLog, Sample, loader_worker, read_pair
+from dataset import NUM_CLASSES, DataError, Read, Sample, read_pair
+from loading import ReadLog, loader_worker
 from training.crop import Crop, crop_image, crop_label, place_crop
 
 ATTEMPTS = 10  # crops drawn in search of one without a dominant class. Source: mmsegmentation's RandomCrop

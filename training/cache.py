@@ -23,7 +23,8 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset import DataError, ReadLog, Sample, loader_worker, naming_dead_workers, png_header, read_image, read_pair
+from dataset import DataError, Sample, png_header, read_image, read_pair
+from loading import ReadLog, loader_worker, naming_dead_workers
 from utils import UserError, writable_folder, write_file
 
 VERSION = 1
