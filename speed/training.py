@@ -92,7 +92,8 @@ def crop_keys(frames: int, count: int) -> list[Key]:
         keys = ((epoch, frame) for epoch in itertools.count(1))
         return next(key for key in keys if SCALES.draw(np.random.default_rng((SEED, *key))) == scale)
 
-    return [find(i % frames, SCALES.values[i % len(SCALES.values)]) for i in range(count)]
+    # Every third scale in turn, so that a few samples have small and large ones too.
+    return [find(i % frames, SCALES.values[3 * i % len(SCALES.values)]) for i in range(count)]
 
 
 def training_row(name: str, stage: str, ours: Sequence[float], baseline: Sequence[float], size: Sequence[int]) -> dict:
