@@ -16,7 +16,7 @@ import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -125,6 +125,41 @@ def keep_freed_memory() -> None:
         mallopt(-4, 0)  # M_MMAP_MAX: no allocation gets a mapping of its own, which would be unmapped when freed
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: the top of the heap is never returned
         mallopt(-8, 1)  # M_ARENA_MAX: threads share this heap; their own would be returned nevertheless
+
+
+# What systems and cameras leave in folders of data; names with a dot at the beginning are left out too.
+NOT_DATA = {"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information", "thumbs.db"}
+
+
+def is_data(name: str) -> bool:
+    """Returns whether a name inside a folder may be data: neither hidden nor left there by a system."""
+    return not name.startswith(".") and name.lower() not in NOT_DATA
+
+
+def files_below(folder: str | Path) -> Iterator[Path]:
+    """Yields what lies below a folder and is not a folder, sorted; symbolic links are followed.
+
+    A folder that is reached twice is read once, so that loops end. What is_data excludes is left out. A link that leads
+    nowhere is yielded like a file.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    seen = set()
+    folders = [Path(folder)]
+    while folders:
+        current = folders.pop()
+        try:
+            status = current.stat()
+            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"cannot read the folder {current} ({error.strerror}); check its permissions") from None
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        kept = [entry for entry in entries if is_data(entry.name)]
+        yield from (Path(entry.path) for entry in kept if not entry.is_dir())
+        folders += reversed([Path(entry.path) for entry in kept if entry.is_dir()])
 
 
 def writable_folder(folder: str | Path) -> Path:

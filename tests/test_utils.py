@@ -16,6 +16,7 @@ from utils import (
     _message,
     choose_device,
     count_parameters_and_macs,
+    files_below,
     load_checkpoint,
     run_cli,
     save_checkpoint,
@@ -104,3 +105,19 @@ def test_csv_has_one_line_a_row(tmp_path) -> None:
     for _ in range(2):
         write_csv(tmp_path / "s.csv", ["a", "b"], [{"a": 1, "b": 0.5}])
     assert (tmp_path / "s.csv").read_text() == "a,b\n1,0.5\n"
+
+
+def test_folders_are_searched_through_links_and_without_what_is_no_data(tmp_path) -> None:
+    """A search that never ends in a loop of links, reads a folder twice, or takes `._x.png` of a Mac for a picture."""
+    for name in ("b/1.png", "b/._1.png", "a.png", "@eaDir/a.png", ".hidden/a.png", "__MACOSX/x.png", "Thumbs.db"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text("x")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "2.png").write_text("x")
+    for name, target in (("c", "elsewhere"), ("d", "elsewhere"), ("b/loop", "in"), ("gone.png", "nothing")):
+        (tmp_path / "in" / name).symlink_to(tmp_path / target)
+    names = [path.relative_to(tmp_path / "in").as_posix() for path in files_below(tmp_path / "in")]
+    assert names == ["a.png", "gone.png", "b/1.png", "c/2.png"]
+    (tmp_path / ".given").mkdir()
+    (tmp_path / ".given" / "3.png").write_text("x")
+    assert [path.name for path in files_below(tmp_path / ".given")] == ["3.png"]
