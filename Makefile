@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(PY) synthetic.py --output $(DATA) --height $(HEIGHT) --width $(WIDTH) --train 200 --val 40 --test 4 --seed 0
 	env -u CITYSCAPES_RESULTS $(PY) train.py --data_path $(DATA) --crop_h $(HEIGHT) --crop_w $(WIDTH) --batch_size 4 \
 	    --epochs 11 --optimizer adamw --lr 5e-3 --power 0.9 --ema 0.97 --lovasz_weight 1 --scales 0.75,1,1.25 \
-	    --output_dir $(RUN)
+	    --output_dir $(RUN) --overwrite
 	$(PY) viewer.py --data_path $(DATA) --model_weight $(RUN)/$(HEIGHT)_$(WIDTH)_model.pth \
 	    --input_pic val/samplestadt/samplestadt_000020_000019_leftImg8bit.png --output $(RUN)/result.png
 	CITYSCAPES_DATASET=$(DATA) CITYSCAPES_RESULTS=$(RUN)/results CITYSCAPES_EXPORT_DIR=$(RUN) \

@@ -17,39 +17,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from classes import CATEGORIES, CLASSES, IGNORE_INDEX, LABELS, NUM_CLASSES
 from dataset import (
-    CATEGORIES,
-    CLASSES,
-    IGNORE_INDEX,
-    LABELS,
-    NUM_CLASSES,
-    PALETTE,
     SPLITS,
-    TRAIN_ID_TO_ID,
     DataError,
     Read,
     Sample,
-    check_samples,
+    check_headers,
     default_data_path,
-    encode_png,
     find_samples,
     read_pair,
     train_ids_note,
 )
 from inference.backends import Network
 from inference.label_head import labels_from_logits
+from inference.predictions import PredictionWriter
 from inference.predictor import add_backend_flags, check_size, load_network
-from loading import FrameSet, loader_worker, naming_dead_workers
+from loading import FrameSet, check_frames, frame_loader, naming_dead_workers
 from training import distributed
-from utils import UserError, run_cli, writable_folder, write_file
+from utils import UserError, refuse_input, run_cli, writable_folder, write_file
 
 
 @dataclass(frozen=True)
@@ -159,47 +151,6 @@ def _without_nan(value: object) -> object:
     return None if math.isnan(value) else float(value)
 
 
-class PredictionWriter:
-    """Writes predictions as the official script expects them: one PNG of label ids per frame, at the frame's size.
-
-    Args:
-        folder: the results root; created if missing.
-        samples: the frames that will be written.
-        color_folder: also write color images here; the official script cannot take their names for predictions.
-
-    Raises:
-        UserError: a folder cannot be written, or the results root already holds another prediction of a frame, which
-            would end the official script.
-    """
-
-    def __init__(self, folder: str | Path, samples: Sequence[Sample], color_folder: str | Path | None = None):
-        self.folder = writable_folder(folder)
-        self.color_folder = writable_folder(color_folder) if color_folder else None
-        names = {sample.name for sample in samples}
-        for found in sorted(self.folder.rglob("*.png")):
-            frame = "_".join(found.stem.split("_")[:3])
-            if frame in names and found != self.path(frame):
-                raise UserError(
-                    f"{found} is a second prediction of {frame}, and the official script stops at two; "
-                    f"remove it or write to another folder than {self.folder}"
-                )
-
-    def path(self, name: str) -> Path:
-        """Returns the file of a frame's prediction."""
-        return self.folder / f"{name}_pred_labelIds.png"
-
-    def encode(self, name: str, train_ids: np.ndarray) -> tuple[str, bytes, bytes]:
-        """Returns the arguments of `write` for (H, W) uint8 train ids; this part can be done in any process."""
-        color = cv2.cvtColor(PALETTE[train_ids], cv2.COLOR_RGB2BGR) if self.color_folder else None
-        return name, encode_png(TRAIN_ID_TO_ID[train_ids]), b"" if color is None else encode_png(color)
-
-    def write(self, name: str, label_ids: bytes, color: bytes) -> None:
-        """Writes one prediction, replacing an earlier one."""
-        write_file(self.path(name), label_ids)
-        if self.color_folder:
-            write_file(self.color_folder / f"color_{name}.png", color)
-
-
 @torch.inference_mode()
 def evaluate(
     network: Network,
@@ -229,8 +180,10 @@ def evaluate(
         DataError: a file is damaged.
         UserError: a prediction cannot be written.
     """
+    if writer and distributed.is_first():
+        writer.clear(samples)
     samples = samples[distributed.rank() :: distributed.count()]
-    loader = DataLoader(FrameSet(samples, read), num_workers=workers, worker_init_fn=loader_worker)
+    loader = frame_loader(FrameSet(samples, read), workers)
     confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
     loss_sum = 0.0
     unwritten = []
@@ -247,7 +200,7 @@ def evaluate(
                 labels = network.labels(images)
             confusion += confusion_matrix(targets.to(labels.device), labels).cpu()
             if writer:
-                encoded = writer.encode(sample.name, labels[0].to(torch.uint8).cpu().numpy())
+                encoded = writer.encode(sample, labels[0].to(torch.uint8).cpu().numpy())
                 if distributed.is_first():
                     writer.write(*encoded)
                 else:
@@ -314,7 +267,7 @@ def main() -> int:
     if predict_only and args.json:
         raise UserError("--json was given for the test split, which has no public labels to score; use --split val")
     samples = find_samples(args.data_path, args.split)
-    check_samples(samples)
+    check_headers(samples)
     network, metadata = load_network(args.model_weight, args.device, args.backend, args.precision)
     save_dir = args.save_dir
     if save_dir is None and predict_only:
@@ -324,6 +277,7 @@ def main() -> int:
     writer = PredictionWriter(save_dir, samples, args.color_dir) if save_dir else None
     if args.json:
         writable_folder(Path(args.json).absolute().parent)
+        refuse_input(args.json, "--json", [args.model_weight, *(file for s in samples for file in (s.image, s.label))])
 
     note = train_ids_note(samples)
     if note:
@@ -337,11 +291,13 @@ def main() -> int:
         print(f"predictions: {writer.folder}")
     if predict_only:
         print("the test split is predicted only: its labels are not public")
-        return 0
+        return 1 if writer.refused else 0
+    if not scores.confusion.any():
+        check_frames(samples, args.split, args.workers, decode_images=False).refuse_unlabelled()
     print(scores.table())
     if args.json:
         write_file(args.json, json.dumps(scores.as_json(), indent=2).encode())
-    return 0
+    return 1 if writer and writer.refused else 0
 
 
 if __name__ == "__main__":

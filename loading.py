@@ -1,4 +1,4 @@
-"""Loader workers: whole frames read in other processes, and the frame at which such a process died."""
+"""Loader workers: frames that other processes read, their check before a run, and what is said when a process dies."""
 
 from __future__ import annotations
 
@@ -8,32 +8,57 @@ import re
 import signal
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from tqdm import tqdm
 
-from dataset import DataError, Read, Sample, read_pair
+from classes import CLASSES, ID_TO_TRAIN_ID, IGNORE_INDEX, LABELS, NUM_CLASSES
+from dataset import (
+    DataError,
+    Read,
+    Sample,
+    check_values,
+    count_values,
+    png_header,
+    read_image,
+    read_label_values,
+    read_pair,
+    same_size,
+)
+
+# What PyTorch and the system say when workers find no room for a batch that they hand over.
+_NO_SHARED_MEMORY = re.compile(r"shared memory|/torch_\d|No space left on device|Bus error|SemLock|sem_open")
+_NO_FILES = re.compile(r"Too many open files|ancdata")
 
 
 class ReadLog:
-    """The frame that each loader worker is reading, in shared memory, so that it is known when the worker is dead.
+    """The frame that each loader worker is reading, so that it is known when the worker is dead.
 
-    A data set with `samples` and a `log` of this class can be iterated over under `naming_dead_workers`.
+    A data set with `samples` and a `log` of this class can be loaded by frame_loader.
     """
 
     MOST_WORKERS = 1024
 
     def __init__(self) -> None:
-        self.slots = torch.full((self.MOST_WORKERS, 2), -1).share_memory_()  # process id, index of the frame or -1
+        self.slots: Tensor | None = None  # process id, and index of the frame or -1
+
+    def share(self) -> None:
+        """Makes room in shared memory, which only workers need."""
+        if self.slots is None:
+            self.slots = torch.full((self.MOST_WORKERS, 2), -1).share_memory_()
 
     @contextlib.contextmanager
     def reading(self, index: int) -> Iterator[None]:
         """Notes, in a loader worker, that a frame is being read."""
         worker = get_worker_info()
-        if worker is None:
+        if worker is None or self.slots is None:
             yield
             return
         slot = self.slots[worker.id % self.MOST_WORKERS]
@@ -43,28 +68,50 @@ class ReadLog:
 
     def index(self, pid: int) -> int | None:
         """Returns the frame that a process was reading, or None if it was between two frames."""
-        found = [index for slot_pid, index in self.slots.tolist() if slot_pid == pid and index >= 0]
+        slots = [] if self.slots is None else self.slots.tolist()
+        found = [index for slot_pid, index in slots if slot_pid == pid and index >= 0]
         return found[0] if found else None
+
+
+def frame_loader(data: Dataset, workers: int, **options: object) -> DataLoader:
+    """Returns a loader of a data set that has a ReadLog; iterate over it under naming_dead_workers.
+
+    Raises:
+        DataError: there is no shared memory for workers.
+    """
+    if workers:
+        try:
+            data.log.share()
+        except (RuntimeError, OSError) as error:
+            raise _without_shared_memory(error) from None
+    return DataLoader(data, num_workers=workers, worker_init_fn=loader_worker, **options)
 
 
 @contextlib.contextmanager
 def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
-    """Turns the death of a loader worker into an error that names the frame that it was reading.
+    """Turns the death of a loader worker, or its lack of shared memory, into an error that says what to do.
 
     The block is the whole loop: PyTorch raises the death from a signal handler, in the middle of whatever is done with
     a batch.
 
     Raises:
-        DataError: a worker was killed (for memory, say) or crashed.
+        DataError: a worker was killed (for memory, say) or crashed, and the frame that it was reading; or there was no
+            room in shared memory, or for an open file.
     """
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if not isinstance(error, RuntimeError):  # a worker died while it handed over a batch
+    except (RuntimeError, OSError, EOFError) as error:
+        if isinstance(error, (ConnectionError, EOFError)):  # a worker died while it handed over a batch
             error = _reported_death() or error
         # The message of the cause, where there is one, knows the signal or the exit status.
         chain = [one for one in (error.__cause__, error.__context__, error) if one is not None]
         text = "\n".join(str(one) for one in chain)
+        if loader.num_workers and _NO_SHARED_MEMORY.search(text):
+            raise _without_shared_memory(error) from None
+        if loader.num_workers and _NO_FILES.search(text):
+            raise DataError(
+                "the loader workers opened too many files: raise `ulimit -n`, or use fewer --workers"
+            ) from None
         found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?([^.\n]*)", text)
         if not found:
             raise
@@ -87,6 +134,25 @@ def _reported_death() -> RuntimeError | None:
         return error
 
 
+def _without_shared_memory(error: Exception) -> DataError:
+    try:
+        system = os.statvfs("/dev/shm")
+        size = f"has {system.f_blocks * system.f_frsize / 2**20:,.0f} MiB"
+    except (OSError, AttributeError):
+        size = "is not there"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:120]
+    return DataError(
+        f"no room in shared memory for the loader workers ({reason}): /dev/shm {size}; give a container more "
+        "(docker run --shm-size=2g), use fewer --workers, or --workers 0, which needs none"
+    )
+
+
+def loader_worker(worker_id: int) -> None:
+    """Sets up a loader worker: one thread, and Ctrl-C is left to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+
+
 class FrameSet(Dataset):
     """Whole frames for validation and prediction: (H, W, 3) uint8 RGB, (H, W) uint8 train ids, and the index."""
 
@@ -104,7 +170,120 @@ class FrameSet(Dataset):
             return torch.from_numpy(image), torch.from_numpy(label), index
 
 
-def loader_worker(worker_id: int) -> None:
-    """Sets up a loader worker: one thread, and Ctrl-C is left to the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)
+@dataclass
+class Check:
+    """What the files of a split hold.
+
+    Attributes:
+        split: name of the split.
+        frames: number of frames.
+        sizes: frames of each (height, width).
+        values: (2, 256) int64 pixels of each value in the label files: of label ids, and of train ids.
+    """
+
+    split: str
+    frames: int = 0
+    sizes: Counter = field(default_factory=Counter)
+    values: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
+
+    def add(self, other: Check) -> None:
+        """Adds what another process found in its share of the frames."""
+        self.frames += other.frames
+        self.sizes += other.sizes
+        self.values += other.values
+
+    @property
+    def class_pixels(self) -> np.ndarray:
+        """(K,) pixels of each class."""
+        pixels = self.values[1].copy()
+        np.add.at(pixels, ID_TO_TRAIN_ID, self.values[0])
+        return pixels[:NUM_CLASSES]
+
+    def refuse_unlabelled(self) -> None:
+        """Raises DataError if no class has a pixel, or only one in a split to train on."""
+        present = [CLASSES[index].name for index in np.flatnonzero(self.class_pixels)]
+        if not present:
+            found = ", ".join(f"{value} ({meaning})" for value, meaning, _ in self.rows()[:8])
+            raise DataError(
+                f"no pixel of the {self.split} split belongs to a class: the labels only hold {found}; expected label "
+                "ids of classes, from 7 (road) to 33 (bicycle)"
+            )
+        if len(present) == 1 and self.split == "train":
+            raise DataError(f"only {present[0]} has pixels in the train split; expected at least two classes")
+
+    def absent(self) -> str:
+        """Returns a note that names the classes without a pixel, or an empty string."""
+        names = [CLASSES[index].name for index in np.flatnonzero(self.class_pixels == 0)]
+        return f"no pixel in the {self.split} split: {', '.join(names)}" if names else ""
+
+    def rows(self) -> list[tuple[int, str, int]]:
+        """Returns each value that occurs in the labels, what it means, and its pixels."""
+        by_id = {label.id: label.name for label in LABELS}
+        by_train_id = {label.train_id: f"{label.name}, train id" for label in CLASSES} | {IGNORE_INDEX: "ignored"}
+        return [
+            (int(value), meanings.get(int(value), "unknown"), int(counts[value]))
+            for meanings, counts in zip((by_id, by_train_id), self.values, strict=True)
+            for value in np.flatnonzero(counts)
+        ]
+
+    def report(self) -> str:
+        """Returns what was found as text."""
+        sizes = ", ".join(f"{frames} of {h}x{w}" for (h, w), frames in self.sizes.most_common(5))
+        more = f" and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
+        lines = [f"{self.split}: {self.frames} frames, {sizes}{more}"]
+        if not self.values.any():
+            return "\n".join([*lines, "  labels are not read"])
+        total = self.values.sum()
+        lines.append(f"  {'value':>5}  {'meaning':<24}{'pixels':>16}{'%':>8}")
+        for value, meaning, pixels in self.rows():
+            lines.append(f"  {value:>5}  {meaning:<24}{pixels:>16,}{100 * pixels / total:>8.2f}")
+        labelled = self.class_pixels.sum()
+        lines.append(f"  {100 * labelled / total:.2f} % of the pixels belong to a class")
+        return "\n".join([*lines, *([f"  {self.absent()}"] if self.absent() else [])])
+
+
+def check_frames(samples: Sequence[Sample], split: str, workers: int, decode_images: bool) -> Check:
+    """Decodes every label, and every picture or else only its header if it is a PNG.
+
+    Raises:
+        DataError: a file is missing, damaged, of a wrong kind or size, or a value is outside the label table.
+    """
+    loader = frame_loader(_Checked(samples, decode_images), workers, batch_size=None, collate_fn=_as_it_is)
+    check = Check(split)
+    with naming_dead_workers(loader):
+        for size, values in tqdm(loader, f"check {split}", leave=False, disable=None, unit="frame"):
+            check.add(Check(split, 1, Counter([size]), values))
+    return check
+
+
+class _Checked(Dataset):
+    """Frames that are checked: an item is the size, and the pixels of each value as in Check."""
+
+    def __init__(self, samples: Sequence[Sample], decode_images: bool):
+        self.samples = list(samples)
+        self.decode_images = decode_images
+        self.log = ReadLog()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[tuple[int, int], np.ndarray]:
+        sample = self.samples[index]
+        values = np.zeros((2, 256), np.int64)
+        with self.log.reading(index):
+            header = png_header(sample.image, "picture")
+            if self.decode_images or header is None or header[2] > 8:
+                size = read_image(sample.image).shape[:2]
+            else:
+                size = header[:2]
+            if sample.label is not None:
+                label = read_label_values(sample.label, sample.label_is_train_ids)
+                same_size(sample, size, label.shape)
+                counts = count_values(label)
+                check_values(sample.label, np.flatnonzero(counts), sample.label_is_train_ids)
+                values[int(sample.label_is_train_ids)] = counts
+        return size, values
+
+
+def _as_it_is(item: object) -> object:
+    return item

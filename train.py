@@ -16,15 +16,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import DataError, Read, Sample, check_samples, find_samples, read_pair, train_ids_note
-from evaluate import PredictionWriter, Scores, evaluate, official_command
+from dataset import DataError, Read, Sample, read_pair
+from evaluate import Scores, evaluate, official_command
 from inference.backends import torch_network
 from inference.checkpoints import build_model, check_state, initial_model
+from inference.predictions import PredictionWriter
 from loading import naming_dead_workers
 from model import FastSCNN
 from training import distributed
 from training.augment import EpochSampler, make_loader
 from training.cache import open_cache
+from training.frames import find_frames, print_check
 from training.learner import Learner, half_precision, on_device
 from training.recipes import compare_settings, load_resumable, parse_args
 from training.run_files import RunFiles
@@ -241,33 +243,16 @@ def print_start(args: argparse.Namespace, learner: Learner, sampler: EpochSample
     print(f"recipe {args.recipe}: {args.optimizer}, lr {learner.peak_lr:g}, {args.loss}, seed {args.seed}", flush=True)
 
 
-def find_frames(args: argparse.Namespace) -> tuple[list[Sample], list[Sample]]:
-    """Returns the training and the validation frames, checked."""
-    train_samples = find_samples(args.data_path, "train")
-    val_samples = find_samples(args.data_path, "val")
-    if args.train_split == "train+val":
-        train_samples = train_samples + val_samples
-        print("training on train+val: the validation scores below are on frames seen in training")
-    check_samples(train_samples)
-    check_samples(val_samples)
-    note = train_ids_note([*train_samples, *val_samples])
-    if note:
-        print(note)
-    return train_samples, val_samples
-
-
 def make_trainer(args: argparse.Namespace, device: torch.device) -> Trainer:
     """Prepares a run, new or resumed, up to its first step."""
+    state = load_resumable(args.resume) if args.resume else None
+    files = RunFiles(args)
     train_samples, val_samples = find_frames(args)
     settings = {**vars(args), "train_frames": len(train_samples), "processes": distributed.count()}
-    state = load_resumable(args.resume) if args.resume else None
     if state:
         compare_settings(args.resume, state["args"], settings)
-    files = RunFiles(args)
     results = os.environ.get("CITYSCAPES_RESULTS") or files.folder / "results"
     writer = PredictionWriter(results, val_samples, files.folder / "results_color")
-    if distributed.is_first() and not state:
-        files.remove_unfinished()
 
     part = distributed.rank(), distributed.count()
     sampler = EpochSampler(len(train_samples), args.batch_size, args.seed, part)
@@ -279,6 +264,8 @@ def make_trainer(args: argparse.Namespace, device: torch.device) -> Trainer:
     learner = Learner(args, model, device, args.epochs * len(sampler), half_precision(device) if args.amp else None)
     print_start(args, learner, sampler, len(val_samples), macs)
     trainer = Trainer(args, learner, loader, val_samples, read, writer, files, settings)
+    if distributed.is_first():
+        files.remove_earlier()
     if state:
         trainer.resume(state)
         print(f"resumed after epoch {len(trainer.history)} of {args.resume}", flush=True)
@@ -318,6 +305,9 @@ def main() -> int:
     args = parse_args()
     keep_freed_memory()
     with distributed.process_group(args.device) as device:
+        if args.check:
+            print_check(args)
+            return 0
         return train(args, device)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import csv
 import ctypes
+import errno
 import io
 import os
 import pickle
@@ -217,6 +218,20 @@ def write_file(path: str | Path, data: bytes, durable: bool = False, previous: P
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def name_refused(error: UserError) -> bool:
+    """Returns whether write_file only failed because of the name: too long, or with characters not allowed."""
+    cause = error.__context__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+
+
+def refuse_input(path: str | Path, flag: str, inputs: Iterable[str | Path | None]) -> None:
+    """Raises UserError if a file to be written is one of the inputs, through links or under another spelling too."""
+    if os.path.exists(path):
+        for source in inputs:
+            if source and os.path.exists(source) and os.path.samefile(path, source):
+                raise UserError(f"{flag} is {path}, which is the input {source}; name another file")
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict, previous: Path | None = None) -> None:

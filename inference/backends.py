@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dataset import CLASSES
+from classes import CLASSES
 from inference.cuda import GraphNetwork
 from inference.folding import DTYPES, fold, split_into_strips
 from inference.label_head import labels_from_logits

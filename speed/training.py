@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from dataset import ID_TO_TRAIN_ID, IGNORE_INDEX, Read, Sample, read_pair
+from classes import ID_TO_TRAIN_ID, IGNORE_INDEX
+from dataset import Read, Sample, read_pair
 from loading import loader_worker
 from model import MEAN, STD, FastSCNN, normalise
 from speed.timing import CPU, Groups, clock, compare, in_fresh_process, interleave, make_row, peak_memory

@@ -27,7 +27,8 @@ import pytest
 import torch
 from _pytest.capture import FDCapture
 
-from dataset import LABELS, DataError
+from classes import LABELS
+from dataset import DataError
 from model import FastSCNN
 from utils import run_cli, save_checkpoint
 

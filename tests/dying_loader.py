@@ -7,10 +7,9 @@ import signal
 import time
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from dataset import DataError, Sample, find_samples, read_pair
-from loading import loader_worker, naming_dead_workers
+from loading import frame_loader, naming_dead_workers
 from training.augment import Scales, TrainSet
 from utils import run_cli
 
@@ -33,9 +32,7 @@ def load(root: str, name: str, how: str, start: str, seconds: float) -> int:
     """Loads every frame; what is done with one takes that many seconds."""
     data = TrainSet(find_samples(root, "train"), (32, 64), 0, Scales((1.0,), False), read=Fatal(name, how))
     keys = [[(1, index)] for index in range(len(data.samples))]
-    loader = DataLoader(
-        data, batch_sampler=keys, num_workers=2, multiprocessing_context=start, worker_init_fn=loader_worker
-    )
+    loader = frame_loader(data, 2, batch_sampler=keys, multiprocessing_context=start)
 
     def main() -> None:
         with naming_dead_workers(loader):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
-from dataset import IGNORE_INDEX, DataError, find_samples
+from classes import IGNORE_INDEX
+from dataset import DataError, find_samples
 from training.augment import (
     EpochSampler,
     Scales,

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dataset import CLASSES
+from classes import CLASSES
 from inference.backends import METADATA, PRECISIONS, Uint8Network, export_metadata, openvino_network
 from inference.checkpoints import load_model
 from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, write_onnx

@@ -2,49 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from cityscapesscripts.helpers import labels as official
 from conftest import Started, assert_user_error, random_frame, run_script, write_frame
 from dying_loader import load
-from hypothesis import given
-from hypothesis import strategies as st
+from PIL import Image
 from torch.utils.data import DataLoader
 
-import dataset
-from dataset import DataError, check_samples, find_samples, read_image, read_label, read_pair
-from loading import FrameSet, naming_dead_workers
-
-
-def test_label_table_is_the_official_one() -> None:
-    """A wrong id, color or category gives wrong scores without an error."""
-    ours = [(row.name, row.id, row.train_id, row.category, row.color) for row in dataset.LABELS]
-    theirs = [(row.name, row.id, row.trainId, row.category, row.color) for row in official.labels if row.id >= 0]
-    assert ours == theirs
-    assert [row.name for row in dataset.CLASSES] == [official.trainId2label[i].name for i in range(19)]
-    ignored = {row.id for row in official.labels if row.ignoreInEval and row.id >= 0}
-    assert {row.id for row in dataset.LABELS if row.train_id == dataset.IGNORE_INDEX} == ignored
-    assert list(dataset.CATEGORIES) == list(official.category2labels)
-
-
-@given(st.lists(st.sampled_from([row.id for row in dataset.LABELS]), min_size=1, max_size=50))
-def test_tables_invert_each_other(ids: list[int]) -> None:
-    """Ids remapped in place depend on the order of the table: 7 becomes 0 becomes something else."""
-    train_ids = dataset.ID_TO_TRAIN_ID[ids]
-    back = dataset.TRAIN_ID_TO_ID[train_ids]
-    for label_id, train_id, again in zip(ids, train_ids, back, strict=True):
-        assert train_id == official.id2label[label_id].trainId
-        assert again == (label_id if train_id != 255 else 0)
-
-
-def test_every_value_outside_the_table_is_invalid() -> None:
-    """A label value that the table lacks must not pass as some class."""
-    known = {row.id for row in dataset.LABELS}
-    assert {i for i in range(256) if dataset.ID_TO_TRAIN_ID[i] == 254} == set(range(256)) - known
+from classes import ID_TO_TRAIN_ID
+from dataset import DataError, check_headers, find_samples, png_header, read_image, read_label, read_pair
+from inference.predictions import PredictionWriter
+from loading import FrameSet, check_frames, naming_dead_workers
 
 
 def test_frames_are_paired_by_name_and_sorted(frames) -> None:
@@ -58,14 +33,14 @@ def test_frames_are_paired_by_name_and_sorted(frames) -> None:
 def test_label_ids_win_over_train_ids(tmp_path) -> None:
     """On real Cityscapes the two files differ at 0.3-0.6 % of the pixels: reading the wrong one changes scores."""
     image, ids = random_frame(np.random.default_rng(1))
-    train_ids = dataset.ID_TO_TRAIN_ID[ids]
+    train_ids = ID_TO_TRAIN_ID[ids]
     train_ids[:8] = 3
     write_frame(tmp_path, "train", "a_000000_000000", image, ids)
     write_frame(tmp_path, "train", "a_000000_000000", image, train_ids, kind="labelTrainIds")
     write_frame(tmp_path, "train", "a_000000_000001", image, train_ids, kind="labelTrainIds")
     first, second = find_samples(tmp_path, "train")
     assert (first.label_is_train_ids, second.label_is_train_ids) == (False, True)
-    np.testing.assert_array_equal(read_pair(first)[1], dataset.ID_TO_TRAIN_ID[ids])
+    np.testing.assert_array_equal(read_pair(first)[1], ID_TO_TRAIN_ID[ids])
     np.testing.assert_array_equal(read_pair(second)[1], train_ids)
 
 
@@ -89,7 +64,7 @@ def test_damaged_files_are_named(frames, damage: str, kind: str, capfd) -> None:
         read_pair(sample)
     if damage != "text":  # what is no PNG at all may still be another format: only decoding tells
         with pytest.raises(DataError, match=path.name):
-            check_samples(find_samples(frames, "train"))
+            check_headers(find_samples(frames, "train"))
 
 
 def test_corrupt_middle_is_named(frames) -> None:
@@ -102,11 +77,13 @@ def test_corrupt_middle_is_named(frames) -> None:
         read_image(sample.image)
 
 
-def test_other_depths_and_channels_are_converted(tmp_path) -> None:
-    """A grey, 16-bit or transparent picture must not reach the network with another shape."""
+def test_other_channels_are_converted_and_depths_refused(tmp_path) -> None:
+    """A grey or transparent picture with another shape, or 12 bits of 16 divided by 256, which are black."""
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((40, 50, 3), 2570, np.uint16))
+    with pytest.raises(DataError, match=r"deep\.png has 16 bits a channel, expected 8"):
+        read_image(tmp_path / "deep.png")
     for name, picture in {
         "grey.png": np.full((40, 50), 100, np.uint8),
-        "deep.png": np.full((40, 50, 3), 25700, np.uint16),
         "alpha.png": np.full((40, 50, 4), 100, np.uint8),
     }.items():
         cv2.imwrite(str(tmp_path / name), picture)
@@ -124,6 +101,125 @@ def test_label_values_outside_the_table_name_the_file(frames) -> None:
     label[3, 4] = 19
     with pytest.raises(DataError, match="train ids 0-18"):
         read_label(sample.label, train_ids=True)
+
+
+def test_one_frame_name_in_two_folders(tmp_path) -> None:
+    """IDD numbers the frames of each folder anew: half of them dropped, or pictures with another folder's label."""
+    rng = np.random.default_rng(0)
+    ids = {}
+    for folder in ("273", "201"):
+        image, ids[folder] = random_frame(rng)
+        for path in write_frame(tmp_path, "train", f"{folder}_x", image, ids[folder]):
+            path.rename(path.with_name(path.name.replace(f"{folder}_x", "frame0014")))
+    samples = find_samples(tmp_path, "train")
+    assert [(sample.folder, sample.name) for sample in samples] == [("201", "frame0014"), ("273", "frame0014")]
+    for sample in samples:
+        np.testing.assert_array_equal(read_pair(sample)[1], ID_TO_TRAIN_ID[ids[sample.folder]])
+    writer = PredictionWriter(tmp_path / "results", samples)
+    for sample in samples:
+        writer.write(*writer.encode(sample, np.zeros((4, 4), np.uint8)))
+    written = sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "results").rglob("*.png"))
+    assert written == [f"results/{folder}/frame0014_pred_labelIds.png" for folder in ("201", "273")]
+
+
+def palette_png(path: Path, indices: np.ndarray, bits: int) -> None:
+    """Writes a label as labelme, VOC or GTA5 tools do: indices into a palette whose colors say something else."""
+    image = Image.fromarray(indices, "P")
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    image.save(path, bits=bits)
+
+
+@pytest.mark.parametrize("kind", ["palette", "palette of 4 bits", "one bit", "interlaced"])
+def test_labels_mean_what_the_official_script_reads(frames, kind: str) -> None:
+    """The 1 of a single bit read as 255, or the color of a palette instead of its index."""
+    sample = find_samples(frames, "train")[0]
+    ids = cv2.imread(str(sample.label), cv2.IMREAD_UNCHANGED)
+    if kind == "palette":
+        palette_png(sample.label, ids, 8)
+    elif kind == "palette of 4 bits":
+        palette_png(sample.label, ids := ids % 16, 4)
+    elif kind == "one bit":
+        Image.fromarray(ids > 20).save(sample.label)
+        ids = (ids > 20).astype(np.uint8)
+    else:
+        Image.fromarray(ids).save(sample.label, interlace=1)
+    official = np.array(Image.open(sample.label)).astype(np.uint8)
+    np.testing.assert_array_equal(official, ids)
+    np.testing.assert_array_equal(read_pair(sample)[1], ID_TO_TRAIN_ID[official])
+    check_headers(find_samples(frames, "train"))
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg"])
+def test_bytes_after_the_end_are_no_damage(tmp_path, ending: str) -> None:
+    """A file that a camera pads with zeros refused; or half a JPEG taken for whole for its thumbnail's end."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    data = cv2.imencode(ending, image)[1].tobytes()
+    path = tmp_path / f"a_000000_000000_leftImg8bit{ending}"
+    path.write_bytes(data + bytes(200_000))
+    assert read_image(path).shape == (64, 96, 3)
+    if ending == ".png":
+        assert png_header(path, "picture")[:2] == (64, 96)
+        return
+    thumbnail = b"\xff\xe1" + (len(data) + 2).to_bytes(2, "big") + data
+    whole = data[:2] + thumbnail + data[2:]
+    path.write_bytes(whole)
+    assert read_image(path).shape == (64, 96, 3)
+    path.write_bytes(whole[:-800])
+    with pytest.raises(DataError, match="truncated"):
+        read_image(path)
+
+
+def test_pictures_of_any_format_in_the_layout(frames) -> None:
+    """IDD 20k II has .jpg, some tools write .PNG: a data set without pictures; both of one frame: which one?"""
+    first, second, _ = find_samples(frames, "train")
+    image = cv2.imread(str(first.image))
+    cv2.imwrite(str(first.image.with_suffix(".jpg")), image, [cv2.IMWRITE_JPEG_QUALITY, 100])
+    with pytest.raises(DataError, match=r"_leftImg8bit.jpg and .*_leftImg8bit.png are the same frame"):
+        find_samples(frames, "train")
+    first.image.unlink()
+    second.image.rename(second.image.with_suffix(".PNG"))
+    second.label.rename(second.label.with_suffix(".PNG"))
+    samples = find_samples(frames, "train")
+    assert [sample.image.suffix for sample in samples] == [".jpg", ".PNG", ".png"]
+    assert all(read_pair(sample)[0].shape == (64, 96, 3) for sample in samples)
+
+
+def test_what_systems_leave_behind_is_no_frame(frames) -> None:
+    """`._x.png` of a Mac beside every file: a damaged picture, or frames that are scored twice."""
+    before = find_samples(frames, "train")
+    for path in list(frames.rglob("*.png")):
+        path.with_name(f"._{path.name}").write_bytes(b"Mac OS X")
+        folder = path.parent.with_name("@eaDir")
+        folder.mkdir(exist_ok=True)
+        (folder / path.name).write_bytes(path.read_bytes())
+    assert find_samples(frames, "train") == before
+    (frames / "leftImg8bit" / "train" / "again").symlink_to(frames / "leftImg8bit" / "train" / "trainstadt")
+    assert [sample.name for sample in find_samples(frames, "train")] == [sample.name for sample in before]
+
+
+def test_what_is_no_regular_file_is_named(frames) -> None:
+    """A run that waits for a pipe for ever, or a link to nothing that is dropped without a word."""
+    first, second, _ = find_samples(frames, "train")
+    first.image.unlink()
+    os.mkfifo(first.image)
+    second.label.unlink()
+    second.label.symlink_to("gone.png")
+    for path in (first.image, second.label):
+        with pytest.raises(DataError, match=path.name):
+            check_frames([first if path == first.image else second], "train", 0, False)
+        with pytest.raises(DataError, match=path.name):
+            (read_image if path == first.image else read_label)(path)
+
+
+def test_a_header_of_a_giant_is_an_error_in_one_line(tmp_path) -> None:
+    """A traceback of OpenCV's limit, or 14 GB of memory, for a few damaged bytes."""
+    data = bytearray(cv2.imencode(".png", np.zeros((64, 96, 3), np.uint8))[1].tobytes())
+    data[16:24] = (70000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.png (cannot be decoded|is damaged)") as error:
+        read_image(tmp_path / "a.png")
+    assert "\n" not in str(error.value)
 
 
 # Each bad data set, made from a good one, and what the message must name.
@@ -237,6 +333,7 @@ def test_a_worker_that_dies_names_its_file(frames, how: str, start: str, seconds
 def test_a_worker_that_dies_while_it_hands_over_a_batch(frames, monkeypatch) -> None:
     """A lost connection that arrives before the signal that says why: a traceback instead of the frame's name."""
     loader = DataLoader(FrameSet(find_samples(frames, "train")))
+    loader.dataset.log.share()
     loader.dataset.log.slots[0] = torch.tensor([123, 1])
 
     def signal_handler(_: float) -> None:

@@ -15,9 +15,10 @@ from conftest import ROOT, Started, call_main, run_process, run_script
 from test_train import FLAGS, assert_same_weights, read_csv, without_time
 
 from dataset import find_samples
-from evaluate import PredictionWriter, evaluate
+from evaluate import evaluate
 from inference.backends import torch_network
 from inference.checkpoints import load_model
+from inference.predictions import PredictionWriter
 from model import FastSCNN
 from training import distributed
 from training.augment import EpochSampler

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset import PALETTE
+from classes import PALETTE
 from viewing.drawing import ALL_CLASSES, LEGEND_ROW, blend, color, draw_legend, draw_result, shrink
 
 

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.nn import functional as F
 
-from dataset import CLASSES, ID_TO_TRAIN_ID, LABELS, NUM_CLASSES, Sample, find_samples
-from evaluate import PredictionWriter, Scores, confusion_matrix, evaluate
+from classes import CLASSES, ID_TO_TRAIN_ID, LABELS, NUM_CLASSES
+from dataset import Sample, find_samples
+from evaluate import Scores, confusion_matrix, evaluate
 from inference.backends import Network
+from inference.predictions import PredictionWriter
 from utils import UserError
 
 SCRIPT = "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"
@@ -135,7 +137,7 @@ def test_second_prediction_of_a_frame_is_refused(tmp_path) -> None:
         PredictionWriter(tmp_path / "results", samples)
     stale.unlink()
     writer = PredictionWriter(tmp_path / "results", samples, tmp_path / "results")
-    writer.write(*writer.encode("a_000000_000000", np.zeros((4, 4), np.uint8)))
+    writer.write(*writer.encode(samples[0], np.zeros((4, 4), np.uint8)))
     PredictionWriter(tmp_path / "results", samples, tmp_path / "results")  # our own two do not disturb
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import functools
 import json
 import math
+import os
 import re
 import resource
 import shlex
@@ -14,6 +16,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import assert_user_error, run_script, start_script
@@ -109,7 +113,7 @@ def test_results_variable_and_stale_prediction(frames, tmp_path) -> None:
     assert result.returncode == 0 and len(list(results.glob("*_pred_labelIds.png"))) == 2
     assert f"CITYSCAPES_RESULTS={shlex.quote(str(results))} " in result.stdout
     (results / "valstadt_000000_000000_result.png").write_bytes(b"x")
-    again = train(frames, tmp_path / "out", "--epochs", 1, CITYSCAPES_RESULTS=str(results))
+    again = train(frames, tmp_path / "other", "--epochs", 1, CITYSCAPES_RESULTS=str(results))
     assert_user_error(again, "valstadt_000000_000000_result.png", "second prediction")
 
 
@@ -245,3 +249,123 @@ def test_help_lists_the_original_flags_with_their_defaults(tmp_path) -> None:
                           "save_step": 5, "epochs": 100}.items():  # fmt: skip
         (line,) = [line for line in text.splitlines() if line.strip().startswith(f"--{flag} ")]
         assert line.endswith(f"(default: {default})")
+
+
+def test_a_second_run_in_a_folder_is_refused(frames, tmp_path) -> None:
+    """The best weights, the state and the statistics of an earlier run gone, with exit status 0."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train(frames, first, "--epochs", 2).returncode == 0
+    before = {path.name: path.read_bytes() for path in first.glob("32_64_*")}
+    last = first / "32_64_last.pth"
+    for flags in ((), ("--crop_h", 64), ("--init_weights", first / "32_64_model.pth")):
+        again = train(frames, first, "--epochs", 1, *flags)
+        assert_user_error(again, "32_64_last.pth", f"--resume {last}", "--output_dir", "--overwrite")
+    assert {path.name: path.read_bytes() for path in first.glob("*_*_*")} == before
+    # Files of other programs are no reason; a run that resumes from another folder is another run.
+    second.mkdir()
+    for name in ("resnet_model.pth", "statistics.csv", "notes_last.pth"):
+        (second / name).write_text("x")
+    assert train(frames, second, "--epochs", 1).returncode == 0
+    other = train(frames, second, "--epochs", 3, "--resume", last)
+    assert_user_error(other, "32_64_last.pth", "--overwrite")
+    assert train(frames, second, "--epochs", 3, "--resume", last, "--overwrite").returncode == 0
+    assert [row["epoch"] for row in read_csv(second / "32_64_statistics.csv")] == ["1", "2", "3"]
+    # What is overwritten is gone before the first step: a run that was stopped then must not resume the earlier one.
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    given = ("--data_path", frames, "--output_dir", second, *FLAGS, "--epochs", 1, "--overwrite")
+    stopped = start_script("train.py", *given, cwd=tmp_path, first=limit).result()
+    assert_user_error(stopped, "File too large")
+    assert not list(second.glob("32_64_*"))
+    assert (second / "resnet_model.pth").exists()
+
+
+def test_every_label_is_read_before_the_first_step(frames, tmp_path) -> None:
+    """A 77 in the last label that ends the run in its first epoch, when there is no checkpoint yet."""
+    for split, words in (("train", ("000002", "[77]")), ("val", ("000001", "[77]"))):
+        label = sorted(frames.rglob(f"{split}/*/*labelIds.png"))[-1]
+        before = label.read_bytes()
+        values = cv2.imread(str(label), cv2.IMREAD_UNCHANGED)
+        values[-1, -1] = 77
+        cv2.imwrite(str(label), values)
+        for flags in ((), ("--check",)):
+            result = train(frames, tmp_path / "out", "--workers", 1, *flags)
+            assert_user_error(result, *words)
+            assert "device" not in result.stdout
+        label.write_bytes(before)
+    image = sorted(frames.rglob("val/*/*_leftImg8bit.png"))[-1]
+    data = bytearray(image.read_bytes())
+    data[len(data) // 2] ^= 0xFF  # in the middle, where no header tells
+    image.write_bytes(data)
+    assert_user_error(train(frames, tmp_path / "out"), image.name)
+
+
+def test_check_prints_what_the_data_set_holds(frames, tmp_path) -> None:
+    """A look at the data that trains, writes files, or counts otherwise than training does."""
+    result = train(frames, tmp_path / "out", "--check")
+    assert result.returncode == 0 and not (tmp_path / "out").exists(), result.stderr
+    pixels = np.zeros(34, int)
+    for label in frames.rglob("train/*/*labelIds.png"):
+        pixels += np.bincount(cv2.imread(str(label), cv2.IMREAD_UNCHANGED).ravel(), minlength=34)
+    train_part, val_part = result.stdout.split("val: ")
+    assert "train: 3 frames, 3 of 64x96" in train_part and val_part.startswith("2 frames, 2 of 64x96")
+    for value in np.flatnonzero(pixels):
+        assert re.search(rf"^ +{value}  .* {pixels[value]:,} ", train_part, re.MULTILINE)
+    assert "test: 1 frames" in val_part and "labels are not read" in val_part
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([0, 1], ("no pixel of the train split", "0 (unlabeled), 1 (ego vehicle)", "expected label ids of classes")),
+        ([7, 0], ("only road has pixels in the train split", "at least two classes")),
+    ],
+)
+def test_labels_without_classes_are_refused(frames, tmp_path, ids: list[int], words) -> None:
+    """Masks of 0 and 1 that train to a loss of 0, an mIoU of nan and "best weights"."""
+    for label in frames.rglob("train/*/*labelIds.png"):
+        mask = np.full((64, 96), ids[0], np.uint8)
+        mask[10:30] = ids[1]
+        cv2.imwrite(str(label), mask)
+    assert_user_error(train(frames, tmp_path / "out"), *words)
+    for label in frames.rglob("val/*/*labelIds.png"):
+        cv2.imwrite(str(label), np.zeros((64, 96), np.uint8))
+    flags = ("--data_path", frames, "--workers", 0, "--device", "cpu", "--model_weight", tmp_path / "w.pth")
+    torch.save(FastSCNN().state_dict(), tmp_path / "w.pth")
+    assert_user_error(run_script("evaluate.py", *flags, cwd=tmp_path), "no pixel of the val split", "0 (unlabeled)")
+
+
+def test_a_void_frame_among_others_is_trained_on(frames, tmp_path) -> None:
+    """A frame without a labelled pixel that divides by zero; classes that never occur and are not named."""
+    label = next(frames.rglob("train/*/*labelIds.png"))
+    cv2.imwrite(str(label), np.zeros((64, 96), np.uint8))
+    result = train(frames, tmp_path / "out", "--epochs", 1)
+    assert result.returncode == 0, result.stderr
+    assert "nan" not in result.stdout and "no pixel in the train split: " in result.stdout
+
+
+def without_shared_memory() -> None:
+    """Leaves 64 KiB of shared memory to this process and those that it starts."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_mounts, private = 0x00020000, 0x44000
+    if libc.unshare(new_mounts) or libc.mount(b"none", b"/", None, private, None):
+        os._exit(77)
+    if libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=64k"):
+        os._exit(77)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_little_shared_memory(frames, weights, tmp_path, script: str, workers: int) -> None:
+    """Docker's 64 MB of /dev/shm: a traceback of PyTorch's; or a run without workers, which needs none, refused."""
+    flags = ["--data_path", frames, "--device", "cpu", "--workers", workers]
+    if script == "train.py":
+        flags += ["--output_dir", tmp_path, "--crop_h", 256, "--crop_w", 256, "--batch_size", 2, "--epochs", 1]
+    else:
+        flags += ["--model_weight", weights]
+    result = start_script(script, *flags, cwd=tmp_path, first=without_shared_memory).result()
+    if result.returncode == 77:
+        pytest.skip("mounting needs rights that this process lacks")
+    if workers:
+        assert_user_error(result, "shared memory", "/dev/shm", "--shm-size", "--workers")
+    else:
+        assert result.returncode == 0, result.stderr

@@ -13,7 +13,8 @@ import pytest
 from conftest import assert_user_error, run_script
 
 import viewer
-from dataset import PALETTE, find_samples, read_image, read_pair
+from classes import PALETTE
+from dataset import find_samples, read_image, read_pair
 from inference.predictor import load_predictor
 from utils import UserError
 from viewing.drawing import LEGEND_ROW

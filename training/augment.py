@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from dataset import NUM_CLASSES, DataError, Read, Sample, read_pair
-from loading import ReadLog, loader_worker
+from classes import NUM_CLASSES
+from dataset import DataError, Read, Sample, read_pair
+from loading import ReadLog, frame_loader
 from training.crop import Crop, crop_image, crop_label, place_crop
 
 ATTEMPTS = 10  # crops drawn in search of one without a dominant class. Source: mmsegmentation's RandomCrop
@@ -283,11 +284,10 @@ def make_loader(
         class_mix=args.class_mix,
         read=read,
     )
-    return DataLoader(
+    return frame_loader(
         train_set,
+        args.workers,
         batch_sampler=sampler,
-        num_workers=args.workers,
-        worker_init_fn=loader_worker,
         persistent_workers=args.workers > 0,
         pin_memory=device.type == "cuda",
         # The loader draws a number whenever workers start. Drawn from dropout's generator, it would make the result

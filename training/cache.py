@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dataset import DataError, Sample, png_header, read_image, read_pair
-from loading import ReadLog, loader_worker, naming_dead_workers
+from loading import ReadLog, frame_loader, naming_dead_workers
 from utils import UserError, writable_folder, write_file
 
 VERSION = 1
@@ -119,9 +119,7 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
                 flush=True,
             )
             data = _Build(folder, root, [by_name[name] for name in todo], [name in frames for name in todo])
-            loader = DataLoader(
-                data, batch_size=None, num_workers=workers, worker_init_fn=loader_worker, collate_fn=_as_it_is
-            )
+            loader = frame_loader(data, workers, batch_size=None, collate_fn=_as_it_is)
             try:
                 with naming_dead_workers(loader):
                     for name, frame in tqdm(loader, f"cache {folder}", disable=None, unit="frame", leave=False):

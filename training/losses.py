@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dataset import IGNORE_INDEX
+from classes import IGNORE_INDEX
 
 LOSSES = ("cross_entropy", "bce", "ohem")
 OHEM_PROBABILITY = 0.7  # Source: arXiv 1604.03540's idea with the threshold that mmsegmentation's OHEM sampler has

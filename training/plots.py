@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # explicit: needs neither a display nor global state
 from matplotlib.figure import Figure
 
-from dataset import CLASSES
+from classes import CLASSES
 from utils import write_file
 
 

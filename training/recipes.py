@@ -87,6 +87,8 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "workers": Flag(min(8, os.cpu_count() or 1), "loader processes", low=0),
         "cache": Flag(None, "keep decoded frames here, at 4 bytes a pixel", metavar="DIR"),
         "output_dir": Flag(".", "folder of weights, statistics and predictions"),
+        "overwrite": Flag(False, "replace an earlier run in --output_dir"),
+        "check": Flag(False, "only check every file of the data set, and print what it holds"),
         "tensorboard": Flag(False, "also write TensorBoard events (needs the package tensorboard)"),
     },
 }
@@ -138,7 +140,7 @@ RECIPES: dict[str, dict[str, object]] = {
     },
 }
 # These only matter before the first step.
-FIRST_ONLY = ("recipe", "resume", "init_weights", "reset_head")
+FIRST_ONLY = ("recipe", "resume", "init_weights", "reset_head", "overwrite", "check")
 
 
 def build_parser(recipe: str = "original") -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from training.plots import plot_confusion, plot_curves
 from training.recipes import previous_path
 from utils import UserError, save_checkpoint, writable_folder, write_csv
 
+OF_A_RUN = re.compile(r"\d+_\d+_(model|last|last\.prev)\.pth|\d+_\d+_statistics\.csv")
 COLUMNS = ("epoch", "train_loss", "val_loss", "pixel_accuracy", "class_miou", "category_miou", "lr", "images_per_s")
 
 
@@ -23,22 +25,41 @@ class RunFiles:
     """The files of one run in its output folder, which is created if missing.
 
     Raises:
-        UserError: the folder cannot be written to, or the package tensorboard is missing.
+        UserError: the folder holds another run and may not be overwritten, or cannot be written to, or the package
+            tensorboard is missing.
     """
 
     def __init__(self, args: argparse.Namespace):
-        self.folder = writable_folder(args.output_dir)
+        self.folder = Path(args.output_dir)
         self.prefix = f"{args.crop_h}_{args.crop_w}"
         self.best = self.folder / f"{self.prefix}_model.pth"
         self.last = self.folder / f"{self.prefix}_last.pth"
         self.statistics = self.folder / f"{self.prefix}_statistics.csv"
+        # The files of an earlier run, which are removed before the first step.
+        self.earlier = self._earlier_run(args.resume) if distributed.is_first() else []
+        if self.earlier and not args.overwrite:
+            names = ", ".join(path.name for path in self.earlier[:4])
+            state = next((path for path in self.earlier if path.name.endswith("_last.pth")), "FILE")
+            raise UserError(
+                f"{self.folder} holds another run ({names}): resume it with --resume {state}, name another "
+                "--output_dir, or replace it with --overwrite"
+            )
+        writable_folder(self.folder)
         self.command = shlex.join(["train.py", *sys.argv[1:]])
         self.train_split = args.train_split
         self.board = _open_board(self.folder) if args.tensorboard and distributed.is_first() else None
 
-    def remove_unfinished(self) -> None:
-        """Removes what a run left that was killed while it saved."""
-        for path in self.folder.glob(f".{self.prefix}_*.tmp"):
+    def _earlier_run(self, resumed: str | None) -> list[Path]:
+        """Returns the files of an earlier run of any crop size, none if it is the run that is resumed."""
+        if not self.folder.is_dir():
+            return []
+        if resumed and Path(resumed).resolve() in (self.last.resolve(), previous_path(self.last).resolve()):
+            return []
+        return sorted(path for path in self.folder.iterdir() if OF_A_RUN.fullmatch(path.name))
+
+    def remove_earlier(self) -> None:
+        """Removes the run that is overwritten, and what a run left that was killed while it saved."""
+        for path in [*self.earlier, *self.folder.glob(f".{self.prefix}_*.tmp")]:
             path.unlink(missing_ok=True)
 
     def save_epoch(self, state: dict, best_metadata: dict, confusion: np.ndarray) -> None:

@@ -7,7 +7,7 @@ import functools
 import cv2
 import numpy as np
 
-from dataset import CLASSES, NUM_CLASSES, PALETTE
+from classes import CLASSES, NUM_CLASSES, PALETTE
 
 LEGEND_ROW = 22  # height, in pixels
 OPACITY = 0.55  # of the class colors in an overlay

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from dataset import IMAGE_SUFFIX, DataError, Sample, check_same_size, read_image, read_label
+from dataset import DataError, Sample, frame_name, read_image, read_label, same_size
 from inference.predictor import check_size
 from utils import UserError
 from viewing.video import Frame, Problem, open_capture, read_frames
@@ -91,8 +91,8 @@ def name_apart(samples: list[Sample]) -> list[Sample]:
 
 def find_sample(path: Path) -> Sample:
     """Returns a picture, with its label if it lies in the train or val split of a data set in Cityscapes layout."""
-    name = path.name.removesuffix(IMAGE_SUFFIX)
-    if name == path.name:
+    name = frame_name(path.name)
+    if name is None:
         return Sample(path.stem, path, None)
     city = path.absolute().parent
     split = city.parent
@@ -137,7 +137,7 @@ def _read(sample: Sample, labels: bool) -> Frame | Problem:
         check_size(image.shape[:2], sample.image)
         if labels and sample.label:
             label = read_label(sample.label, sample.label_is_train_ids)
-            check_same_size(sample, image, label)
+            same_size(sample, image.shape[:2], label.shape)
     except (DataError, UserError) as error:
         return Problem(str(error))
     return Frame(sample.name, image, label, note)
