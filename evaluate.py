@@ -181,7 +181,7 @@ def evaluate(
         UserError: a prediction cannot be written.
     """
     if writer and distributed.is_first():
-        writer.clear(samples)
+        writer.clear()
     samples = samples[distributed.rank() :: distributed.count()]
     loader = frame_loader(FrameSet(samples, read), workers)
     confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)

@@ -36,6 +36,8 @@ class PredictionWriter:
         self.color_folder = writable_folder(color_folder) if color_folder else None
         self.flat = len({sample.name.casefold() for sample in samples}) == len(samples)
         self.files = {self.path(sample) for sample in samples}
+        if self.color_folder:
+            self.files |= {self.color_path(sample) for sample in samples}
         self.refused = 0  # predictions whose names the file system did not take
         names = {sample.name for sample in samples}
         for found in files_below(self.folder):
@@ -63,12 +65,12 @@ class PredictionWriter:
         folder = self.color_folder if self.flat else self.color_folder / sample.folder
         return folder / f"color_{sample.name}.png"
 
-    def clear(self, samples: Sequence[Sample]) -> None:
+    def clear(self) -> None:
         """Removes earlier predictions of these frames, so that an interruption leaves no mixture."""
-        for sample in samples:
-            self.path(sample).unlink(missing_ok=True)
-            if self.color_folder:
-                self.color_path(sample).unlink(missing_ok=True)
+        for folder in filter(None, {self.folder, self.color_folder}):
+            for found in files_below(folder):
+                if found in self.files:
+                    found.unlink()
 
     def encode(self, sample: Sample, train_ids: np.ndarray) -> tuple[Sample, bytes, bytes]:
         """Returns the arguments of `write` for (H, W) uint8 train ids; this part can be done in any process."""

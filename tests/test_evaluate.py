@@ -182,3 +182,48 @@ def test_test_split_is_only_predicted(frames, weights, tmp_path) -> None:
     assert result.returncode == 0 and "mIoU" not in result.stdout, result.stderr
     assert [path.name for path in (tmp_path / "submission").iterdir()] == ["teststadt_000000_000000_pred_labelIds.png"]
     assert_user_error(run_script("evaluate.py", *flags, "--json", "x.json", cwd=tmp_path), "--json", "test split")
+
+
+def test_predictions_of_two_runs_are_never_mixed(tmp_path) -> None:
+    """A folder with the predictions of other frames, or of an earlier run where this one was interrupted."""
+    samples = [Sample(f"a_000000_00000{i}", Path("x"), None, folder="a") for i in range(2)]
+    writer = PredictionWriter(tmp_path, samples)
+    for sample in samples:
+        writer.write(*writer.encode(sample, np.zeros((4, 4), np.uint8)))
+    with pytest.raises(UserError, match=r"holds predictions of other frames \(a_000000_000001_pred"):
+        PredictionWriter(tmp_path, samples[:1])
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(None, samples, writer=PredictionWriter(tmp_path, samples), before_each=interrupted, read=_black)
+    assert not list(tmp_path.iterdir())
+
+
+def _black(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros((64, 96, 3), np.uint8), np.zeros((64, 96), np.uint8)
+
+
+def test_an_input_is_never_replaced(frames, weights, tmp_path) -> None:
+    """Scores written over a label, or over the weights that they are of."""
+    label = sorted(frames.rglob("val/valstadt/*labelIds.png"))[0]
+    (tmp_path / "link").symlink_to(label)
+    flags = ["--data_path", frames, "--model_weight", weights, "--device", "cpu", "--workers", 0]
+    for path in (weights, label, tmp_path / "link"):
+        before = path.read_bytes()
+        assert_user_error(run_script("evaluate.py", *flags, "--json", path, cwd=tmp_path), "which is the input")
+        assert path.read_bytes() == before
+
+
+def test_a_name_that_the_file_system_refuses_costs_one_prediction(frames, weights, tmp_path) -> None:
+    """An hour of predictions that ends at a name of 239 characters, whose prediction's would have 257."""
+    for path in frames.rglob("*teststadt_000000_000000_*"):
+        if "leftImg8bit" in path.name:
+            path.rename(path.with_name(path.name.replace("teststadt_000000_000000", "t" * 239)))
+    flags = ["--data_path", frames, "--model_weight", weights, "--device", "cpu", "--workers", 0, "--save_dir", "r"]
+    write_frame(frames, "test", "a_000000_000001", np.zeros((64, 96, 3), np.uint8), None)
+    flags += ["--split", "test"]
+    result = run_script("evaluate.py", *flags, cwd=tmp_path)
+    assert result.returncode == 1 and "left out: cannot write" in result.stderr, result.stderr
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["a_000000_000001_pred_labelIds.png"]
