@@ -185,6 +185,19 @@ def test_last_batch_of_one_is_left_out() -> None:
         EpochSampler(1, 2, seed=0)
 
 
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    """Frames that meet in the same batches in every epoch, or in every run whatever its seed."""
+
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = EpochSampler(20, 4, seed)
+        sampler.epoch = epoch
+        return [index for batch in sampler for _, index in batch]
+
+    orders = [order(0, 1), order(0, 2), order(1, 1)]
+    assert all(sorted(one) == list(range(20)) for one in orders) and order(0, 1) == orders[0]
+    assert len({tuple(one) for one in orders}) == 3
+
+
 def test_colors_change_by_strength_and_by_picture() -> None:
     """Distortion that is the same for a whole batch, or runs although it was switched off."""
     rng = np.random.default_rng(0)

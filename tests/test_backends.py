@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 import sys
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from classes import CLASSES
-from inference.backends import METADATA, PRECISIONS, Uint8Network, export_metadata, openvino_network
+from inference.backends import METADATA, PRECISIONS, Uint8Network, export_metadata, openvino_network, torch_network
 from inference.checkpoints import load_model
 from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, write_onnx
 from inference.folding import fold_batch_norm, split_into_strips
@@ -124,6 +125,18 @@ def test_pictures_are_normalised_inside(scale: float, align_corners: bool) -> No
         )
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_labels_are_enlarged_as_the_weights_were_trained(align_corners: bool, model, pictures) -> None:
+    """Weights of the original whose labels are shifted by up to half a cell, without an error."""
+    model = copy.deepcopy(model)
+    model.align_corners = align_corners
+    images = torch.from_numpy(pictures[1])[None]
+    network = torch_network(model, torch.device("cpu"), "fp32", compiled=False)
+    with torch.no_grad():
+        expected = model(normalise(images)).argmax(1)
+    assert len(expected.unique()) > 2 and (network.labels(images) == expected).float().mean() > 0.999
+
+
 @pytest.mark.parametrize(("backend", "precision"), [("torch", "fp32"), ("torch", "bf16"), ("openvino", "bf16")])
 def test_labels_of_a_checkpoint_agree(backend: str, precision: str, model, pictures, traced_once) -> None:
     """An engine or a precision that predicts something else."""
@@ -200,6 +213,17 @@ def test_what_disagrees_is_not_kept(format: str, tmp_path, traced_once, monkeypa
     assert_user_error(result, f"{format} fp32 agrees with PyTorch on 100.00 % of the pixels, expected at least 110 %")
     assert result.stdout.count("64x96: ") == 1
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == dict.fromkeys(names, "earlier")
+
+
+def test_the_weights_are_in_place_before_the_file_that_is_opened(model, tmp_path, traced_once, monkeypatch) -> None:
+    """A new .xml on old weights, for whoever opens it between the two renames."""
+    renamed = []
+    replace = os.replace
+    monkeypatch.setattr("inference.export.os.replace", lambda old, new: (renamed.append(Path(new)), replace(old, new)))
+    metadata = export_metadata(model, "", "fp32", (64, 96))
+    with exported_aside(model, metadata, tmp_path / "n.xml", "openvino", []):
+        assert renamed == []
+    assert renamed == [tmp_path / "n.bin", tmp_path / "n.xml"]
 
 
 def test_foreign_and_damaged_files_are_refused(tmp_path, exported) -> None:

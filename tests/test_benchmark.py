@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -60,6 +61,11 @@ def test_sides_alternate_after_a_warm_up() -> None:
     timers = [functools.partial(clock, functools.partial(calls.append, side), CPU, burst=2) for side in "ab"]
     times = interleave(timers, 3)
     assert calls == ["a", "a", "b", "b"] * 4 and [len(side) for side in times] == [3, 3]
+
+
+def test_a_burst_counts_as_one_call() -> None:
+    """Calls that are queued at once, and a rate that is lower by their number."""
+    assert 0.01 <= clock(functools.partial(time.sleep, 0.01), CPU, burst=10) < 0.05
 
 
 def test_comparison_tells_medians_and_spread() -> None:

@@ -308,6 +308,16 @@ def test_bad_data_stops_training_in_one_line(frames, tmp_path, spoil) -> None:
     assert not list(output.glob("*.pth")) and not list(output.glob("*.csv"))
 
 
+@pytest.mark.parametrize("spoil", [_rgb_label, _deep_label, _other_size, _truncated, _zero_bytes])
+def test_what_a_header_tells_is_found_before_the_first_batch(frames, spoil) -> None:
+    """A label in colors somewhere in the data set, which ends a run only when its frame is drawn."""
+    words = spoil(frames)
+    with pytest.raises(DataError) as error:
+        for split in ("train", "val"):
+            check_headers(find_samples(frames, split))
+    assert all(word in str(error.value) for word in words), error.value
+
+
 @pytest.mark.parametrize(
     ("how", "start", "seconds"),
     [
@@ -346,6 +356,15 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch(frames, monkeypatch) -> 
     monkeypatch.setattr("loading.time.sleep", lambda _: None)
     with pytest.raises(ConnectionResetError), naming_dead_workers(loader):
         raise lost
+
+
+def test_a_frame_that_was_read_is_not_suspected(frames) -> None:
+    """A worker that dies between two frames, and the blame on a file that it had read without fault."""
+    loader = DataLoader(FrameSet(find_samples(frames, "train")), num_workers=1)
+    assert len(list(loader)) == 3
+    (worker,) = [pid for pid, _ in loader.dataset.log.slots.tolist() if pid > 0]
+    with pytest.raises(DataError, match=r"died .killed.* between two frames"), naming_dead_workers(loader):
+        raise RuntimeError(f"DataLoader worker (pid {worker}) is killed by signal: Killed. ")
 
 
 def test_only_deaths_are_reworded(frames) -> None:

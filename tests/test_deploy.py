@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import assert_user_error, run_script
 
+from deploy import read_pictures
 from inference.checkpoints import initial_model, load_model
 from inference.predictor import load_predictor
 from model import FastSCNN
@@ -71,6 +73,11 @@ def test_predictor_returns_train_ids(weights) -> None:
     assert labels.shape == (50, 70) and labels.dtype == np.uint8 and labels.max() < 19
 
 
+def test_the_smallest_picture_is_taken(weights) -> None:
+    """A limit that refuses the size that it names."""
+    assert load_predictor(weights)(np.zeros((32, 32, 3), np.uint8)).shape == (32, 32)
+
+
 SHAPE = (40, 48, 3)
 
 
@@ -112,6 +119,14 @@ def test_pictures_of_any_memory_layout_are_taken(weights) -> None:
     for same in (picture[..., ::-1].copy()[..., ::-1], np.asfortranarray(picture), wide[::2, ::2], read_only):
         np.testing.assert_array_equal(predict(same), expected)
     np.testing.assert_array_equal(picture, read_only)
+
+
+def test_pictures_for_calibration_come_from_the_whole_folder(tmp_path) -> None:
+    """The first city of the alphabet alone, or more pictures than there is time for."""
+    for index in range(12):
+        cv2.imwrite(str(tmp_path / f"{index:02d}.png"), np.full((2, 2, 3), index, np.uint8))
+    assert [int(picture.max()) for picture in read_pictures(str(tmp_path), 4)] == [0, 3, 6, 9]
+    assert len(read_pictures(str(tmp_path), 5)) == 5 and len(read_pictures(str(tmp_path), 100)) == 12
 
 
 class Payload:

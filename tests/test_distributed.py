@@ -15,7 +15,7 @@ from conftest import ROOT, Started, call_main, run_process, run_script
 from test_train import FLAGS, assert_same_weights, read_csv, without_time
 
 from dataset import find_samples
-from evaluate import evaluate
+from evaluate import Scores, evaluate
 from inference.backends import torch_network
 from inference.checkpoints import load_model
 from inference.predictions import PredictionWriter
@@ -88,12 +88,12 @@ def gradients(part: slice) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in learner.model.named_parameters()}
 
 
-def scored(weights: Path, frames: Path, results: Path) -> np.ndarray:
-    """The confusion matrix of the train split, which two processes cannot share evenly; predictions are written."""
+def scored(weights: Path, frames: Path, results: Path) -> Scores:
+    """The scores of the train split, which two processes cannot share evenly; predictions are written."""
     network = torch_network(load_model(weights)[0], torch.device("cpu"), "fp32", compiled=False)
     samples = find_samples(frames, "train")
     writer = PredictionWriter(results / "ids", samples, results / "color")
-    return evaluate(network, samples, writer=writer, with_loss=True).confusion
+    return evaluate(network, samples, writer=writer, with_loss=True)
 
 
 def files_below(folder: Path) -> dict[Path, bytes]:
@@ -109,10 +109,11 @@ def save_gradients() -> None:
 
 
 def save_scores(weights: Path, frames: Path) -> None:
-    """Saves the confusion matrix that this process gets, on a disk of its own."""
+    """Saves the confusion matrix and the loss that this process gets, on a disk of its own."""
     with distributed.process_group("cpu"):
         rank = distributed.rank()
-        np.save(f"{rank}.npy", scored(weights, frames, Path(f"machine{rank}")))
+        scores = scored(weights, frames, Path(f"machine{rank}"))
+        np.savez(f"{rank}.npz", confusion=scores.confusion, loss=scores.loss)
 
 
 def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path) -> None:
@@ -129,17 +130,19 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path) -> No
 
 
 def test_shared_validation_counts_every_frame_once_and_one_process_writes(frames, weights, tmp_path) -> None:
-    """Shards that are padded to equal lengths count frames twice; predictions end up on the disk of another machine."""
+    """Shards padded to equal lengths count frames twice; a loss of one shard; predictions on another machine's disk."""
     for running in start(2, save_scores, weights, frames, cwd=tmp_path):
         status, _, errors = running.wait()
         assert status == 0, errors
     expected = scored(weights, frames, tmp_path / "alone")
-    assert expected.sum() > 3000
+    assert expected.confusion.sum() > 3000
     written = files_below(tmp_path / "alone")
     assert len(written) == 6 and files_below(tmp_path / "machine0") == written
     assert not files_below(tmp_path / "machine1")
     for number in range(2):
-        assert np.array_equal(np.load(tmp_path / f"{number}.npy"), expected)
+        found = np.load(tmp_path / f"{number}.npz")
+        assert np.array_equal(found["confusion"], expected.confusion)
+        assert found["loss"] == pytest.approx(expected.loss, rel=1e-9)
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -7,9 +7,12 @@ import functools
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from model import FastSCNN
+from model import FastSCNN, normalise
+from training.augment import UNCHANGED
 from training.learner import Learner, half_precision, on_device
+from training.losses import auxiliary_loss, lovasz_loss
 from training.recipes import parse_args
 from utils import cpu_has_bf16
 
@@ -94,6 +97,28 @@ def test_the_rate_of_a_step_depends_on_its_number_alone() -> None:
     made = learner("--power", "0.9", "--lr", "0.01")
     made.step(5, *batch())
     assert made.lr == pytest.approx(0.01 * 0.5**0.9)
+
+
+def test_the_loss_is_what_the_flags_say() -> None:
+    """A smoothing, a weight or a way to interpolate that is read and then forgotten."""
+    made = learner("--label_smoothing", "0.1", "--aux_weight", "0.4", "--lovasz_weight", "0.3")
+    made.model.align_corners = True
+    for module in made.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    images, targets, _ = batch()
+    targets[0, :20] = 255
+    loss, pixels = made.loss(images, targets, UNCHANGED.expand(2, 4))
+    targets = targets.long()
+    logits, *inner = made.model.logits(normalise(images))
+    full = F.interpolate(logits, targets.shape[1:], mode="bilinear", align_corners=True)
+    expected = F.cross_entropy(full, targets, ignore_index=255, label_smoothing=0.1)
+    for head in inner:
+        summed, count = auxiliary_loss(head, targets)
+        expected = expected + 0.4 * summed / count
+    expected = expected + 0.3 * lovasz_loss(logits, targets)
+    torch.testing.assert_close(loss, expected)
+    assert len(inner) == 2 and pixels == (targets != 255).sum()
 
 
 def test_batches_arrive_as_they_were() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from training import losses
 from training.losses import (
     LOSSES,
     OHEM_LEAST_SHARE,
@@ -99,6 +100,22 @@ def test_a_picture_at_a_time_is_the_loss_of_all(seed, name, smoothing, align_cor
     assert pixels == count and not pixels.requires_grad
     torch.testing.assert_close(summed, expected)
     torch.testing.assert_close(logits.grad, twin.grad)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("rows", [1, 7, 39])
+def test_a_few_rows_at_a_time_are_the_whole(rows: int, align_corners: bool, monkeypatch) -> None:
+    """A row of logits between two strips of pixels that takes the gradient of one of them only."""
+    monkeypatch.setattr(losses, "PIXELS_AT_ONCE", rows * 28)
+    torch.manual_seed(0)
+    targets = torch.randint(0, 19, (2, 40, 28))
+    targets[:, 5:9, 3:] = 255
+    logits = torch.randn(2, 19, 5, 4, requires_grad=True)
+    summed, _ = upsampled_loss("cross_entropy", logits, targets, 0.1, align_corners)
+    full = F.interpolate(logits, (40, 28), mode="bilinear", align_corners=align_corners)
+    expected, _ = pixel_loss("cross_entropy", full, targets, 0.1)
+    torch.testing.assert_close(summed, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (summed, expected)))
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from inference.checkpoints import convert_original, drop_profiler_buffers, is_original
+from inference.checkpoints import convert_original, drop_profiler_buffers, is_original, load_model
 from model import MEAN, STD, FastSCNN, PyramidPooling, normalise, pooling_matrix
 from training.crop import MEAN_COLOR
 
@@ -107,6 +107,17 @@ def test_input_scale_enlarges_what_the_network_sees(scale: float) -> None:
     with torch.no_grad():
         assert scaled(x).shape == (1, 5, 70, 90)
         torch.testing.assert_close(scaled.logits(x)[0], plain.logits(larger)[0])
+
+
+def test_one_feature_in_ten_is_dropped_in_training() -> None:
+    """A dropout that is built and not called, or has another rate: no shape and no weight tells."""
+    classifier, seen = FastSCNN().classifier.train(), {}
+    classifier.dsconv2.register_forward_hook(lambda *call: seen.update(before=call[2]))
+    classifier.conv.register_forward_pre_hook(lambda _, inputs: seen.update(after=inputs[0]))
+    torch.manual_seed(0)
+    classifier(torch.randn(2, 128, 16, 16))
+    dropped = seen["after"][seen["before"] > 0] == 0
+    assert dropped.float().mean() == pytest.approx(0.1, abs=0.01)
 
 
 def test_every_parameter_gets_a_gradient() -> None:
@@ -217,6 +228,17 @@ def test_converted_weights_compute_the_same() -> None:
         wrong.load_state_dict(convert_original(state))
         assert (wrong(x) - original(x)).abs().max() > 1e-2  # else the comparison above could not fail
     assert all(torch.equal(before[name], tensor) for name, tensor in state.items())
+
+
+def test_a_file_of_the_original_is_run_as_it_was_trained(tmp_path) -> None:
+    """Weights that are converted on loading, in a network that interpolates the other way."""
+    original = _original_with_statistics()
+    torch.save(original.state_dict(), tmp_path / "original.pth")
+    model, metadata = load_model(tmp_path / "original.pth")
+    x = torch.randn(1, 3, 96, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), original(x), atol=1e-4, rtol=1e-4)
+    assert metadata["align_corners"] is True
 
 
 def test_only_profiler_buffers_are_dropped() -> None:

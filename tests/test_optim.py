@@ -66,6 +66,18 @@ def test_every_optimizer_lowers_a_loss(name: str) -> None:
     assert losses[-1] < losses[0] and type(optimizer).__name__.lower() == name
 
 
+def test_sgd_gathers_momentum() -> None:
+    """The paper's SGD without its momentum of 0.9: a tenth of its steps."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = make_optimizer("sgd", [{"params": [weight]}], 0.1)
+    places = []
+    for _ in range(3):
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        places.append(weight.item())
+    assert places == pytest.approx([-0.1, -0.29, -0.561])
+
+
 def test_average_follows_weights_and_statistics() -> None:
     """An average without batch-norm statistics scores a network that never existed."""
     model = FastSCNN(3)

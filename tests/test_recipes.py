@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from conftest import assert_user_error, run_script
 
-from training.recipes import RECIPES, parse_args
+from training.recipes import RECIPES, compare_settings, parse_args
 from utils import UserError
 
 
@@ -44,6 +46,19 @@ def test_values_that_make_no_sense_name_the_flag(flags: str) -> None:
     with pytest.raises(UserError) as error:
         parse_args(flags.split())
     assert str(error.value).startswith(flags.split()[0]) and "\n" not in str(error.value)
+
+
+def test_only_what_leaves_the_result_alone_may_change_in_a_resumed_run() -> None:
+    """A new flag that decides about the result, and that a resumed run takes with another value in silence."""
+    before = {**vars(parse_args(["--recipe", "strong"])), "train_frames": 3, "processes": 1}
+    free = set()
+    for name in before:
+        with contextlib.suppress(UserError):
+            compare_settings("last.pth", before, {**before, name: "another"})
+            free.add(name)
+    first_only = {"recipe", "resume", "init_weights", "reset_head"}
+    places = {"data_path", "output_dir", "cache", "device", "workers", "processes", "save_step", "tensorboard"}
+    assert free == first_only | places
 
 
 def test_unknown_names_list_the_choices(tmp_path) -> None:

@@ -14,7 +14,9 @@ from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
 from conftest import assert_user_error, run_script
 
+from street import scene
 from street.scene import draw_scene
+from street.things import Scene
 from synthetic import CITIES, write_dataset
 from utils import UserError
 
@@ -95,6 +97,12 @@ def test_layout_is_that_of_cityscapes(dataset: Path) -> None:
     assert len(set(CITIES.values())) == 3 and all(city.isalpha() and city.islower() for city in CITIES.values())
 
 
+def test_pictures_have_the_colors_of_their_scenes(dataset: Path) -> None:
+    """Red and blue swapped in the file, which only a viewer that swaps them again would show."""
+    (path,) = dataset.rglob("samplestadt_000003_000019_leftImg8bit.png")
+    np.testing.assert_array_equal(read(path), draw_scene((0, 1, 3), 128, 256)[0])
+
+
 def test_all_classes_occur(pixels: Pixels) -> None:
     """A class that hardly any picture shows: it is not learnt, and its IoU is NaN."""
     for split, (_, labels) in pixels.items():
@@ -153,6 +161,17 @@ def test_labels_match_the_picture() -> None:
         scores[dy, dx] = total
     best = scores.pop((0, 0))
     assert best > 1.2 * max(scores.values())
+
+
+def test_what_is_near_hides_what_is_far(monkeypatch) -> None:
+    """A far bus over a near car: picture and labels agree, so that no other test sees it."""
+    depths: list[float] = []
+    for name in ("draw_solid", "draw_figure"):
+        monkeypatch.setattr(scene, name, lambda _, x, z, *more: depths.append(float(z)))
+    for seed in range(5):
+        depths.clear()
+        scene.draw_traffic(Scene(np.random.default_rng(seed), 64, 128), (-6, 4), (-8, 6))
+        assert len(depths) > 3 and depths == sorted(depths, reverse=True)
 
 
 def test_drawn_regions_are_those_of_the_converters() -> None:

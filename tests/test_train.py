@@ -22,6 +22,7 @@ import pytest
 import torch
 from conftest import assert_user_error, run_script, start_script
 
+from dataset import read_label, read_pair
 from inference.checkpoints import load_model
 from model import FastSCNN
 from train import make_trainer
@@ -239,6 +240,27 @@ def test_loss_that_is_not_finite_stops_with_its_place(frames, tmp_path) -> None:
     with pytest.raises(UserError, match=r"epoch 1, step 2, lr inf"):
         trainer.train_epoch(1)
     assert not trainer.files.last.exists()
+
+
+def test_the_last_predictions_are_those_of_the_best_weights(frames, tmp_path, monkeypatch) -> None:
+    """Predictions of the last epoch beside the weights of the best: the official score is that of no file."""
+    monkeypatch.delenv("CITYSCAPES_RESULTS", raising=False)
+    flags = ["--data_path", frames, "--output_dir", tmp_path, *FLAGS, "--epochs", 2]
+    trainer = make_trainer(parse_args(list(map(str, flags))), torch.device("cpu"))
+    there = set(np.unique([read_pair(sample)[1] for sample in trainer.val_samples]).tolist())
+    good, bad = min(there), min(set(range(19)) - there)
+
+    def answer_always(epoch: int) -> tuple[float, float]:
+        with torch.no_grad():
+            trainer.learner.model.classifier.conv.bias[good if epoch == 1 else bad] = 1e3 * epoch
+        return 1.0, 1.0
+
+    monkeypatch.setattr(trainer, "train_epoch", answer_always)
+    scores = trainer.fit()
+    first, second = (row["class_miou"] for row in trainer.history)
+    assert scores.class_miou == first > second and trainer.best["epoch"] == 1
+    written = [read_label(path) for path in (tmp_path / "results").iterdir()]
+    assert len(written) == 2 and all((label == good).all() for label in written)
 
 
 def test_help_lists_the_original_flags_with_their_defaults(tmp_path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 
@@ -54,6 +56,22 @@ def test_interrupted_write_leaves_the_previous_file(tmp_path, monkeypatch) -> No
     with pytest.raises(KeyboardInterrupt):
         write_file(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch) -> None:
+    """A power cut that keeps the new name and loses the content behind it: an empty file in place of the state."""
+    done: list[object] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(number: int) -> None:
+        status = os.fstat(number)
+        done.append("folder" if stat.S_ISDIR(status.st_mode) else status.st_size)
+        fsync(number)
+
+    monkeypatch.setattr("utils.os.fsync", note_fsync)
+    monkeypatch.setattr("utils.os.replace", lambda *names: (done.append("rename"), replace(*names)))
+    save_checkpoint(tmp_path / "w.pth", {"x": torch.ones(3)})
+    assert done == [(tmp_path / "w.pth").stat().st_size, "rename", "folder"]
 
 
 def test_ctrl_c_is_one_line_and_the_shells_status(capsys) -> None:

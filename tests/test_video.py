@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from utils import UserError
 from viewing.video import (
     CODECS,
+    STDERR,
     Frame,
     Problem,
     VideoFile,
@@ -18,6 +21,7 @@ from viewing.video import (
     frame_rate,
     letterbox,
     open_capture,
+    quiet,
     read_frames,
 )
 
@@ -132,6 +136,22 @@ def test_file_that_is_not_a_video(content: bytes, words: str, tmp_path: Path, ca
     with pytest.raises(UserError, match=words):
         open_capture(path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_another_thread_says_meanwhile_is_not_lost(capfd: pytest.CaptureFixture) -> None:
+    """A message about a skipped frame that goes where the libraries' own go while a file is opened."""
+
+    def say() -> None:
+        with STDERR:
+            os.write(2, b"skipped: frame 7")
+
+    thread = threading.Thread(target=say)
+    with quiet():
+        os.write(2, b"noise")
+        thread.start()
+        thread.join(0.1)
+    thread.join()
+    assert capfd.readouterr().err == "skipped: frame 7"
 
 
 def test_frames_that_cannot_be_decoded_are_named() -> None:

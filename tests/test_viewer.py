@@ -20,6 +20,7 @@ from utils import UserError
 from viewing.drawing import LEGEND_ROW
 from viewing.sources import open_source
 from viewing.video import VideoFile, frame_count, open_capture
+from viewing.window import SCREEN_WIDTH, Window
 
 VAL = "val/valstadt/valstadt_000000_000000_leftImg8bit.png"
 
@@ -121,6 +122,15 @@ def test_video_in_video_out(frames, weights, tmp_path) -> None:
         f"{stage} " in last for stage in ("decode", "predict", "draw", "write")
     )
     assert "tag" not in result.stderr and not list(tmp_path.glob(".*"))
+
+
+def test_pictures_in_a_video_all_have_the_same_panels(frames, weights, tmp_path) -> None:
+    """Ground truth for some of the frames: panels that jump, squeezed into the size of the first."""
+    for pattern, count, panels in (("*/*/*_000000_leftImg8bit.png", 3, 2), ("val", 2, 3)):
+        result = view(frames, weights, tmp_path, "--input_pic", pattern, "--no-legend", "--output", "out.webm")
+        assert result.returncode == 0 and ("ground truth" in result.stdout) == (panels == 3), result.stderr
+        capture = open_capture(tmp_path / "out.webm")
+        assert frame_count(capture) == count and capture.read()[1].shape == (64, 96 * panels, 3)
 
 
 def test_video_that_ends_early(frames, weights, tmp_path) -> None:
@@ -285,6 +295,18 @@ def test_window_ends_the_run(how: str, tmp_path, monkeypatch) -> None:
     assert screen.shown >= 3
     assert shown.frames == 6 if how == "end" else 3 <= shown.frames <= 12
     assert frame_count(open_capture(tmp_path / "b.avi")) == shown.frames
+
+
+def test_window_has_the_shape_of_the_picture(monkeypatch) -> None:
+    """A window that opens upright for a picture that is not, or wider than the screen."""
+    Screen(monkeypatch)
+    sizes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(cv2, "resizeWindow", lambda _, *size: sizes.append(size))
+    for height, width in ((480, 640), (1000, 5000)):
+        window = Window()
+        window.latest = np.zeros((height, width, 3), np.uint8)
+        window.refresh()
+    assert sizes == [(640, 480), (SCREEN_WIDTH, SCREEN_WIDTH // 5)]
 
 
 def test_window_of_pictures_stays_until_it_is_closed(frames, weights, tmp_path, monkeypatch) -> None:
