@@ -194,6 +194,8 @@ def write_file(path: str | Path, data: bytes, durable: bool = False, previous: P
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if len(os.fsencode(aside.name)) > 128:  # a system that takes the name may refuse a longer one
+        aside = path.with_name(f".{hash(path.name):x}.{os.getpid()}.tmp")
     try:
         with open(aside, "wb") as file:
             file.write(data)
