@@ -158,8 +158,9 @@ def files_below(folder: str | Path) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         kept = [entry for entry in entries if is_data(entry.name)]
-        yield from (Path(entry.path) for entry in kept if not entry.is_dir())
-        folders += reversed([Path(entry.path) for entry in kept if entry.is_dir()])
+        # Not entry.is_dir(), which raises OSError for a link to itself.
+        yield from (Path(entry.path) for entry in kept if not os.path.isdir(entry.path))
+        folders += reversed([Path(entry.path) for entry in kept if os.path.isdir(entry.path)])
 
 
 def writable_folder(folder: str | Path) -> Path:

@@ -31,10 +31,8 @@ from viewing.window import SCREEN_WIDTH, Window, check_display
 
 PICTURE_FPS = 10.0  # of a video made of pictures
 # A name that the system refuses, or what has it already, is no reason to end a run; a full disk is.
-_NAME_ERRORS = {
-    getattr(errno, name)
-    for name in "EACCES EEXIST EILSEQ EINVAL EISDIR ELOOP ENAMETOOLONG ENOTDIR ENOTEMPTY EPERM".split()
-}
+_NAMES = ("EACCES", "EEXIST", "EILSEQ", "EINVAL", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENOTDIR", "ENOTEMPTY", "EPERM")
+_NAME_ERRORS = {getattr(errno, name) for name in _NAMES}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from pathlib import Path
 
@@ -60,9 +61,10 @@ def phone_picture_advice(path: Path) -> str:
         return ""
     if head[8:] in _AVIF:
         return "is an AVIF picture, which this OpenCV does not decode: convert it to JPEG or PNG"
+    names = f"{shlex.quote(path.name)} {shlex.quote(path.stem + '_new.png')}"
     return (
-        f"is a HEIC picture, which OpenCV does not decode: convert it to JPEG (heif-convert {path.name} "
-        f'{path.stem}.jpg, on a Mac sips -s format jpeg), or set the phone\'s camera format to "Most Compatible"'
+        f"is a HEIC picture, which OpenCV does not decode: convert it, such as by heif-convert {names} (on a Mac: sips "
+        '-s format png), or let the phone take JPEG (on an iPhone: Settings, Camera, Formats, "Most Compatible")'
     )
 
 
