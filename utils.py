@@ -159,8 +159,9 @@ def files_below(folder: str | Path) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         kept = [entry for entry in entries if is_data(entry.name)]
-        yield from (Path(entry.path) for entry in kept if not entry.is_dir())
-        folders += reversed([Path(entry.path) for entry in kept if entry.is_dir()])
+        # Not entry.is_dir(), which raises OSError for a link to itself.
+        yield from (Path(entry.path) for entry in kept if not os.path.isdir(entry.path))
+        folders += reversed([Path(entry.path) for entry in kept if os.path.isdir(entry.path)])
 
 
 def writable_folder(folder: str | Path) -> Path:
@@ -195,6 +196,8 @@ def write_file(path: str | Path, data: bytes, durable: bool = False, previous: P
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if len(os.fsencode(aside.name)) > 128:  # a system that takes the name may refuse a longer one
+        aside = path.with_name(f".{hash(path.name):x}.{os.getpid()}.tmp")
     try:
         with open(aside, "wb") as file:
             file.write(data)

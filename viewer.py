@@ -7,7 +7,9 @@ python viewer.py --model_weight 1024_2048_model.pth --input_pic drive.mp4 --over
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 import sys
 import time
 from argparse import BooleanOptionalAction
@@ -28,6 +30,9 @@ from viewing.video import CODECS, STDERR, Frame, Problem, VideoFile, frame_count
 from viewing.window import SCREEN_WIDTH, Window, check_display
 
 PICTURE_FPS = 10.0  # of a video made of pictures
+# A name that the system refuses, or what has it already, is no reason to end a run; a full disk is.
+_NAMES = ("EACCES", "EEXIST", "EILSEQ", "EINVAL", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENOTDIR", "ENOTEMPTY", "EPERM")
+_NAME_ERRORS = {getattr(errno, name) for name in _NAMES}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,10 +75,32 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def open_output(source: Source, output: str | None, fps: float | None, codec: str | None) -> Path | VideoFile:
+def file_key(path: Path | None) -> tuple[int, int] | None:
+    """Returns what a file has in common with its links and other spellings of its name; None if there is none."""
+    try:
+        status = os.stat(path or "")
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def input_keys(source: Source, weights: str) -> set[tuple[int, int]]:
+    """Returns the file_key of every file that is read: pictures or video, labels, weights."""
+    paths = [Path(weights), *(path for sample in source.samples for path in (sample.image, sample.label))]
+    return set(map(file_key, paths)) - {None}
+
+
+def open_output(
+    source: Source, output: str | None, fps: float | None, codec: str | None, weights: str = ""
+) -> Path | VideoFile:
     """Returns the picture, folder or video to write; UserError if it does not fit the input or cannot be written."""
     name = source.result if output is None else output
     path = Path(name)
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise UserError(f"cannot write {path} ({error.strerror}); name another file with --output") from None
     is_folder = path.is_dir() or not path.suffix or name.endswith(("/", os.sep))
     suffix = "" if is_folder else path.suffix.lower()
     if suffix in WRITTEN_PICTURES and not source.single:
@@ -83,8 +110,8 @@ def open_output(source: Source, output: str | None, fps: float | None, codec: st
             f"--output is {path}, expected a name that ends with .png or .jpg (one picture), {', '.join(CODECS)} "
             "(a video) or a slash (a folder)"
         )
-    if path.exists() and any(sample.image.samefile(path) for sample in source.samples):
-        raise UserError(f"--output is {path}, which is the input; name another file")
+    if not is_folder and file_key(path) in input_keys(source, weights):
+        raise UserError(f"--output is {path}, which is the input or another file that is read; name another file")
     if suffix not in CODECS and (fps or codec):
         raise UserError(f"--fps and --codec are for videos, but {path} is not one; name a .webm file with --output")
     root = writable_folder(path if is_folder else path.absolute().parent)
@@ -112,6 +139,8 @@ class Viewer:
         self.frames = 0  # that were predicted
         self.labelled = 0  # of these, with ground truth
         self.skipped = 0
+        self.unwritten = 0  # of the frames: no file could be written
+        self.inputs = input_keys(source, args.model_weight)
         self.problems: list[str] = []
         self.notes: dict[str, list[str]] = {}  # what was converted, in which pictures
         # The frames of a video have one size: the same panels, and a legend of all classes.
@@ -123,21 +152,36 @@ class Viewer:
         total = min(filter(None, (count, args.frames)), default=None)
         self.bar = tqdm(total=total, unit=" frames", leave=False, disable=source.single or None)
 
+    def report_problem(self, text: str, skipped: bool = True) -> None:
+        """Prints a problem, unless it is about the only picture: then it becomes the error that ends the run."""
+        self.problems.append(text)
+        if not self.source.single:
+            with STDERR:
+                tqdm.write(f"skipped: {text}" if skipped else text, file=sys.stderr)
+
     def segment(self, item: Frame | Problem) -> tuple[Frame, np.ndarray] | None:
         """Predicts a frame, or reports a problem. Runs in the main thread, to which the window belongs."""
         if isinstance(item, Problem):
-            self.problems.append(item.text)
             self.skipped += item.frames
-            if not self.source.single:
-                with STDERR:
-                    tqdm.write(f"skipped: {item.text}" if item.frames else item.text, file=sys.stderr)
+            self.report_problem(item.text, bool(item.frames))
+            return None
+        try:
+            prediction = self.predict(item.image)
+        except (UserError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, UserError) and not out_of_memory(error):
+                raise
+            size = "x".join(map(str, item.image.shape[:2]))
+            reason = error if isinstance(error, UserError) else f"there is no memory for {size} pixels: make it smaller"
+            if self.source.moving and not self.frames:  # the others are of the same size
+                raise UserError(f"{item.name}: {reason}") from None
+            self.skipped += 1
+            self.report_problem(f"{item.name}: {reason}")
             return None
         self.frames += 1
         if item.label is not None:
             self.labelled += 1
         if item.note:
             self.notes.setdefault(item.note, []).append(item.name)
-        prediction = self.predict(item.image)
         self.bar.update()
         if self.args.show:
             self.window.refresh()
@@ -158,12 +202,21 @@ class Viewer:
             self.output.write(picture)
             return
         path = self.output / f"{name}{RESULT}" if self.output.is_dir() else self.output
-        if not path.parent.is_dir():
-            writable_folder(path.parent)
-        if path.suffix.lower() == ".png":
-            write_file(path, encode_png(picture))
-        else:
-            write_file(path, cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
+        try:
+            if path != self.output and file_key(path) in self.inputs:
+                raise UserError(f"{path} is a file that is read: it is not replaced")
+            if not os.path.isdir(path.parent):
+                writable_folder(path.parent)
+            write_file(path, encode(picture, path.suffix.lower()))
+        except UserError as error:
+            cause = error.__context__
+            refused = isinstance(cause, OSError)
+            if path == self.output or (refused and cause.errno not in _NAME_ERRORS):
+                raise
+            self.unwritten += 1
+            self.report_problem(
+                f"cannot write {path} ({cause.strerror}); rename the picture" if refused else str(error)
+            )
 
     def ended(self) -> bool:
         """Whether the user ended the run, by a signal or at the window."""
@@ -178,9 +231,10 @@ class Viewer:
             frames = take(self.source.frames(self.labels), self.args.frames)
             busy = run_stages(frames, self.segment, stages, self.ended)
             elapsed = time.perf_counter() - start
-            if not (self.frames or self.ended()):
+            if not (self.frames - self.unwritten or self.ended()):
                 reason = self.problems[-1] if self.problems else f"{self.args.input_pic} holds no frame"
-                unused = f"; none of {self.skipped} frames could be used" if self.skipped > 1 else ""
+                skipped = self.skipped + self.unwritten
+                unused = f"; none of {skipped} frames could be used" if skipped > 1 else ""
                 raise UserError(reason + unused)
             if video and self.frames:
                 video.close()
@@ -195,7 +249,8 @@ class Viewer:
         for note, names in self.notes.items():
             where = names[0] if len(names) == 1 else f"{len(names)} pictures (the first: {names[0]})"
             print(f"{where}: {note}")
-        if not self.frames:
+        frames, skipped = self.frames - self.unwritten, self.skipped + self.unwritten
+        if not frames:
             return
         some = "" if self.labelled == self.frames else " where there is one"
         truth = f"ground truth{some} | " if self.labelled else ""
@@ -203,9 +258,27 @@ class Viewer:
         print(f"{self.output or 'nothing written'}: {panels}")
         if not self.source.single:
             stages = zip(("decode", "predict", "draw", "write"), busy, strict=False)
-            costs = ", ".join(f"{stage} {1e3 * seconds / self.frames:.1f}" for stage, seconds in stages)
-            skipped = f", {self.skipped} skipped" if self.skipped else ""
-            print(f"{self.frames} frames{skipped}, {self.frames / elapsed:.1f} frames/s; {costs} ms a frame")
+            costs = ", ".join(f"{stage} {1e3 * seconds / frames:.1f}" for stage, seconds in stages)
+            lost = f", {skipped} skipped" if skipped else ""
+            print(f"{frames} frames{lost}, {frames / elapsed:.1f} frames/s; {costs} ms a frame")
+
+
+def encode(picture: np.ndarray, ending: str) -> bytes:
+    """Returns the content of a .png or .jpg file of an (H, W, 3) BGR picture; UserError if it is too large for one."""
+    try:
+        if ending == ".png":
+            return encode_png(picture)
+        return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+    except cv2.error:
+        h, w = picture.shape[:2]
+        raise UserError(
+            f"a drawing of {h}x{w} does not fit into a {ending} file; make it smaller with --width"
+        ) from None
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Returns whether an error says that memory is lacking, which PyTorch and the engines say in RuntimeErrors."""
+    return isinstance(error, MemoryError) or bool(re.search(r"(out of|enough|allocate) memory", str(error)))
 
 
 def take(items: Iterable[Frame | Problem], count: int | None) -> Iterator[Frame | Problem]:
@@ -222,7 +295,9 @@ def main() -> int:
     """Segments the input, and writes and shows the result."""
     args = parse_args()
     source = open_source(args.data_path, args.input_pic)
-    output = open_output(source, args.output, args.fps, args.codec) if args.write else None
+    if source.left_out:
+        print(source.left_out, file=sys.stderr)
+    output = open_output(source, args.output, args.fps, args.codec, args.model_weight) if args.write else None
     if args.show:
         check_display()
     cv2.setNumThreads(1)  # the stages run at the same time

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
+import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +17,10 @@ import numpy as np
 
 from dataset import DataError, Sample, frame_name, read_image, read_label, same_size
 from inference.predictor import check_size
-from utils import UserError
+from utils import UserError, files_below, is_data
+from viewing.files import PICTURES, animation, irregular, is_picture, phone_picture_advice
 from viewing.video import Frame, Problem, open_capture, read_frames
 
-PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 WRITTEN_PICTURES = (".png", ".jpg", ".jpeg")  # what --output may end with
 RESULT = "_result.png"  # ending of the viewer's own pictures, which are not input
@@ -31,6 +34,7 @@ class Source(NamedTuple):
     single: bool = False  # one picture, named by its file
     capture: cv2.VideoCapture | None = None
     camera: int | None = None
+    left_out: str = ""  # what a folder or pattern holds besides pictures
 
     @property
     def moving(self) -> bool:
@@ -49,34 +53,123 @@ def open_source(data_path: str, input_pic: str) -> Source:
     if not input_pic:
         raise UserError("--input_pic is empty, expected a picture, a folder, a pattern, a video or a camera's number")
     root = Path(data_path) / "leftImg8bit"
-    found = root / input_pic if (root / input_pic).exists() else Path(input_pic)
-    if not found.exists():
+    places = (root / input_pic, Path(input_pic))
+    found = next((path for path in places if os.path.exists(path)), None)
+    found = found or next((path for path in places if os.path.lexists(path)), None)
+    if found is None:
         if input_pic.isascii() and input_pic.isdigit():
             camera = int(input_pic)
             return Source(f"camera_{camera}_result.webm", [], capture=open_capture(camera), camera=camera)
         if glob.has_magic(input_pic):
-            below = glob.glob(str(Path(glob.escape(str(root))) / input_pic), recursive=True)
-            return _pictures(input_pic, map(Path, below or glob.glob(input_pic, recursive=True)))
-        raise UserError(f"--input_pic: no picture at {root / input_pic} nor at {found}")
+            return _pictures(input_pic, list(_expand(root, input_pic)) or _expand(Path(), input_pic))
+        raise UserError(f"--input_pic: no picture at {root / input_pic} nor at {places[1]}")
     if found.is_dir():
-        return _pictures(input_pic, found.rglob("*"))
-    if found.suffix.lower() in VIDEOS:
-        return Source(f"{found.stem}_result.webm", [Sample(found.stem, found, None)], capture=open_capture(found))
-    sample = find_sample(found)
-    return Source(sample.name + RESULT, [sample], single=True)
+        return _pictures(input_pic, _below(found))
+    return _open_file(found)
+
+
+def _open_file(path: Path) -> Source:
+    """Opens a picture or a video, judged by what is in it; UserError if it is neither."""
+    if wrong := irregular(path):
+        hint = "; a camera is named by its number, 0 for the first" if "device" in wrong else ""
+        raise UserError(f"--input_pic: {path} {wrong}{hint}")
+    sample = find_sample(path)
+    picture = Source(sample.name + RESULT, [sample], single=True)
+    readable = is_picture(path)
+    if readable and animation(path) not in ("GIF", "PNG"):  # FFmpeg plays no WebP
+        return picture
+    if advice := phone_picture_advice(path):
+        raise UserError(f"--input_pic: {path} {advice}")
+    try:
+        return Source(f"{path.stem}_result.webm", [_sample(path.stem, path)], capture=open_capture(path))
+    except UserError:
+        if readable or path.suffix.lower() in PICTURES:  # what is wrong with the picture is said when it is read
+            return picture
+        raise
+
+
+def find_pictures(folder: str | Path) -> tuple[list[Path], str]:
+    """Returns the pictures below a folder in natural order, and a line about what else lies there.
+
+    A picture is what OpenCV decodes or what is named like one. Results of the viewer and hidden files are none.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    return _choose(_below(Path(folder)))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yields the files below a folder, and folders that are named like pictures but hold nothing."""
+    yield from files_below(folder)
+    for parent, folders, _ in os.walk(folder):
+        folders[:] = filter(is_data, folders)
+        named = (Path(parent, name) for name in folders if Path(name).suffix.lower() in PICTURES)
+        yield from (path for path in named if not any(os.scandir(path)))
+
+
+def _choose(paths: Iterable[Path]) -> tuple[list[Path], str]:
+    chosen, others = [], Counter()
+    for path in paths:
+        ending = path.suffix.lower()
+        if path.name.endswith(RESULT):
+            others[RESULT] += 1
+        elif ending in PICTURES or is_picture(path):
+            chosen.append(path.absolute())
+        elif not path.is_dir():
+            others[ending or "without ending"] += 1
+    # In natural order: frame 2 before frame 10.
+    chosen.sort(key=lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))])
+    counted = ", ".join(f"{count:,} {ending}" for ending, count in sorted(others.items()))
+    return chosen, counted and f"left out: {counted}"
 
 
 def _pictures(input_pic: str, paths: Iterable[Path]) -> Source:
-    files = [path.absolute() for path in paths if path.is_file() and not path.name.startswith(".")]
-    chosen = [path for path in files if path.suffix.lower() in PICTURES and not path.name.endswith(RESULT)]
+    chosen, left_out = _choose(paths := list(paths))
     if not chosen:
-        videos = sum(path.suffix.lower() in VIDEOS for path in files)
+        videos = sum(path.suffix.lower() in VIDEOS for path in paths)
         hint = f"; {videos} may be videos: name one at a time" if videos else ""
-        endings = " ".join(PICTURES)
-        raise UserError(f"--input_pic {input_pic}: {len(files)} files, none of them a picture ({endings}){hint}")
-    # In natural order: frame 2 before frame 10.
-    chosen.sort(key=lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))])
-    return Source("viewer_results", name_apart([find_sample(path) for path in chosen]))
+        counted = left_out and f"; {left_out}"
+        raise UserError(
+            f"--input_pic {input_pic}: {len(paths)} files, none of them a picture ({' '.join(PICTURES)} or another "
+            f"format that OpenCV reads){hint}{counted}"
+        )
+    return Source("viewer_results", name_apart([find_sample(path) for path in chosen]), left_out=left_out)
+
+
+def _expand(base: Path, pattern: str) -> Iterator[Path]:
+    """Yields what matches a pattern below a folder; each folder is read once, also where symbolic links lead to it.
+
+    Hidden names and what is_data excludes are left out, unless the pattern names them.
+    """
+    parts = Path(pattern).parts
+    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+    start, rest = base.joinpath(*plain), parts[len(plain) :]
+    near = list(itertools.takewhile("**".__ne__, rest))
+    found = map(Path, glob.glob(os.path.join(glob.escape(str(start)), *near)))
+    named = (path for path in found if _is_named(path.parts[-len(near) :] if near else (), near))
+    far = rest[len(near) :]
+    if far:
+        below = (path for folder in named if folder.is_dir() for path in files_below(folder))
+        named = (path for path in below if _matches(path.relative_to(start).parts[len(near) :], far))
+    seen = set()
+    for path in sorted(named):
+        if (place := (path.parent.resolve(), path.name)) not in seen:
+            seen.add(place)
+            yield path
+
+
+def _is_named(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    pairs = zip(parts, patterns, strict=True)
+    return all(is_data(part) or pattern.startswith(".") or not glob.has_magic(pattern) for part, pattern in pairs)
+
+
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return any(_matches(parts[skip:], patterns[1:]) for skip in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatch(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
 
 
 def name_apart(samples: list[Sample]) -> list[Sample]:
@@ -93,7 +186,7 @@ def find_sample(path: Path) -> Sample:
     """Returns a picture, with its label if it lies in the train or val split of a data set in Cityscapes layout."""
     name = frame_name(path.name)
     if name is None:
-        return Sample(path.stem, path, None)
+        return _sample(path.stem, path)
     city = path.absolute().parent
     split = city.parent
     if split.parent.name == "leftImg8bit" and split.name != "test":
@@ -101,23 +194,35 @@ def find_sample(path: Path) -> Sample:
         for suffix, is_train_ids in (("labelIds", False), ("labelTrainIds", True)):
             label = labels / f"{name}_gtFine_{suffix}.png"
             if label.is_file():
-                return Sample(name, path, label, is_train_ids)
-    return Sample(name, path, None)
+                return _sample(name, path, label, is_train_ids)
+    return _sample(name, path)
+
+
+def _sample(name: str, image: Path, label: Path | None = None, label_is_train_ids: bool = False) -> Sample:
+    return Sample(name, image, label, label_is_train_ids)
 
 
 def read_picture(path: Path) -> tuple[np.ndarray, str]:
     """Returns a picture as (H, W, 3) uint8 RGB, and a note if it was converted; DataError if it cannot be read."""
+    if wrong := irregular(path):
+        raise DataError(f"the picture {path} {wrong}")
     try:
         image = read_image(path, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error as error:
         raise DataError(f"the picture {path} cannot be decoded ({error.err or error.code})") from None
+    except DataError:
+        if advice := phone_picture_advice(path):
+            raise DataError(f"the picture {path} {advice}") from None
+        raise
     if image.dtype != np.uint8:  # of an unknown range: divided by 256, 12 bits stored as 16 are black
         bits = 8 * image.itemsize
         raise DataError(f"the picture {path} has {bits} bits a channel, expected 8: scale its values and save it anew")
+    notes = ["animated, its first picture was taken"] if animation(path) else []
     if image.ndim == 2:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), "grey, converted to RGB"
-    alpha = "with an alpha channel, which was left out" if _has_alpha(path) else ""
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), alpha
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), "; ".join(["grey, converted to RGB", *notes])
+    if _has_alpha(path):
+        notes.append("with an alpha channel, which was left out")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), "; ".join(notes)
 
 
 def _has_alpha(path: Path) -> bool:
@@ -127,7 +232,7 @@ def _has_alpha(path: Path) -> bool:
     if head[:2].tobytes() == b"\xff\xd8":  # JPEG
         return False
     unchanged = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    return unchanged.ndim == 3 and unchanged.shape[2] == 4
+    return unchanged.ndim == 3 and unchanged.shape[2] == 4 and bool((unchanged[..., 3] < 255).any())
 
 
 def _read(sample: Sample, labels: bool) -> Frame | Problem:
