@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from classes import ID_TO_TRAIN_ID
 from dataset import DataError, check_headers, find_samples, png_header, read_image, read_label, read_pair
 from inference.predictions import PredictionWriter
-from loading import FrameSet, check_frames, naming_dead_workers
+from loading import FrameSet, check_frames, frame_loader, naming_dead_workers
 
 
 def test_frames_are_paired_by_name_and_sorted(frames) -> None:
@@ -360,7 +360,7 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch(frames, monkeypatch) -> 
 
 def test_a_frame_that_was_read_is_not_suspected(frames) -> None:
     """A worker that dies between two frames, and the blame on a file that it had read without fault."""
-    loader = DataLoader(FrameSet(find_samples(frames, "train")), num_workers=1)
+    loader = frame_loader(FrameSet(find_samples(frames, "train")), 1)
     assert len(list(loader)) == 3
     (worker,) = [pid for pid, _ in loader.dataset.log.slots.tolist() if pid > 0]
     with pytest.raises(DataError, match=r"died .killed.* between two frames"), naming_dead_workers(loader):
