@@ -213,7 +213,7 @@ def write_file(path: str | Path, data: bytes, durable: bool = False, previous: P
             finally:
                 os.close(folder)
     except OSError as error:
-        kept = "; the previous file is untouched" if path.exists() else ""
+        kept = "; the previous file is untouched" if os.path.exists(path) else ""
         raise UserError(
             f"cannot write {path} ({error.strerror}): free space there or choose another folder{kept}"
         ) from None
