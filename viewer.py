@@ -118,7 +118,7 @@ def open_output(
     if suffix in CODECS:
         return VideoFile(path, fps or (frame_rate(source.capture) if source.moving else PICTURE_FPS), codec)
     results = os.environ.get("CITYSCAPES_RESULTS")
-    if results and suffix in ("", ".png") and root.resolve().is_relative_to(Path(results).resolve()):
+    if results and suffix in ("", ".png") and Path(os.path.realpath(root)).is_relative_to(os.path.realpath(results)):
         raise UserError(
             f"{path} would lie in $CITYSCAPES_RESULTS, where the official evaluation takes it for a prediction; "
             "name a place elsewhere with --output"

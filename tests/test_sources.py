@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
 import zlib
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 
 from dataset import DataError, Sample, read_image
 from utils import UserError
-from viewing.sources import name_apart, open_source, read_picture
+from viewing.files import irregular
+from viewing.sources import find_pictures, name_apart, open_source, read_picture
 from viewing.video import Frame, Problem
 
 RNG = np.random.default_rng(0)
@@ -191,3 +194,118 @@ def test_video_frames_that_are_too_small(tmp_path: Path) -> None:
     writer.release()
     with pytest.raises(UserError, match=r"a frame of .*a\.avi is 20x48"):
         list(open_source("nowhere", str(tmp_path / "a.avi")).frames())
+
+
+HEIC = struct.pack(">I4s4sI4s", 24, b"ftyp", b"heic", 0, b"mif1") + bytes(200)
+
+
+def phone(folder: Path) -> Path:
+    """A folder as a phone, a Mac and a NAS leave it."""
+    for name in ("b.JPG", "c.webp", "d.jp2", "e.avif", "g.gif", "h.pam"):
+        save(folder / name)
+    (folder / "c.webp").rename(folder / "no ending")
+    (folder / "a.HEIC").write_bytes(HEIC)
+    for index in range(3):
+        (folder / f"{index}.json").write_text("{}")
+    for name in ("._b.jpg", "@eaDir/b.jpg/SYNOPHOTO_THUMB.png", ".thumbnails/b.png", "sub/._x.png", "b_result.png"):
+        save(folder / name)
+    return folder
+
+
+def test_pictures_are_known_by_what_is_in_them(tmp_path: Path) -> None:
+    """Half of a phone's pictures left out without a word; previews and resource forks drawn."""
+    found, left_out = find_pictures(phone(tmp_path))
+    assert [path.name for path in found] == ["b.JPG", "d.jp2", "e.avif", "g.gif", "h.pam", "no ending"]
+    assert left_out == "left out: 1 .heic, 3 .json, 1 _result.png"
+    assert open_source("nowhere", str(tmp_path)).left_out == left_out
+    assert all(isinstance(frame, Frame) for frame in open_source("nowhere", str(tmp_path)).frames())
+    assert names("nowhere", tmp_path / "*") == ["b", "d", "e", "g", "h", "no ending"]
+    assert names("nowhere", tmp_path / "**" / "*") == ["b", "d", "e", "g", "h", "no ending"]
+    for given in ("@eaDir", "@eaDir/*/*", ".thumbnails", ".thumb*/*", "sub/._x.png", "sub/._*.png"):
+        assert len(names("nowhere", tmp_path / given)) == 1, given
+
+
+def test_heic_gets_advice(tmp_path: Path) -> None:
+    """A good picture is called damaged, also where an iPhone's HEIC was given another ending."""
+    (tmp_path / "a.HEIC").write_bytes(HEIC)
+    (tmp_path / "b.jpg").write_bytes(HEIC)
+    for name in ("a.HEIC", "b.jpg"):
+        with pytest.raises(UserError, match=r"is a HEIC picture.*heif-convert.*Most Compatible"):
+            open_source("nowhere", str(tmp_path / name))
+    (problem,) = open_source("nowhere", str(tmp_path)).frames()
+    assert "b.jpg is a HEIC picture" in problem.text
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "link", "loop", "folder"])
+def test_what_is_no_file_is_named(kind: str, tmp_path: Path) -> None:
+    """A pipe is waited for, a link that leads nowhere is dropped without a word."""
+    path = save(tmp_path / "a.png").with_name("x.png")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"device": "/dev/zero", "link": "gone.png", "loop": "x.png"}[kind])
+    words = {"link": "is a link that leads nowhere", "loop": "is a link that leads nowhere"}.get(kind, f"is a {kind}")
+    assert words in irregular(path)
+    for given in (tmp_path, tmp_path / "*.png"):
+        good, problem = open_source("nowhere", str(given)).frames()
+        assert isinstance(good, Frame) and f"x.png {words}" in problem.text
+    with pytest.raises(UserError, match="0 files" if kind == "folder" else f"x.png {words}"):
+        open_source("nowhere", str(path))
+
+
+def test_links_to_folders(tmp_path: Path) -> None:
+    """Linked folders are not seen, or a loop of links gives a picture forty times."""
+    save(tmp_path / "far" / "x.png")
+    save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "link").symlink_to("../far")
+    (tmp_path / "in" / "again").symlink_to("../far")
+    (tmp_path / "in" / "loop").symlink_to(".")
+    (tmp_path / "in" / "loop2").symlink_to("..")
+    assert len(names("nowhere", tmp_path / "in")) == len(names("nowhere", tmp_path / "in" / "**" / "*.png")) == 2
+    assert len(names("nowhere", tmp_path / "in" / "*" / "*.png")) == 2  # loop/a.png, and x.png once
+
+
+@pytest.mark.parametrize("name", ["img_%03d.png", "a[1].png", "x*.png", "http:a.png", "file:a.png", "concat:a|b.png"])
+def test_a_name_is_only_a_name(name: str, tmp_path: Path, monkeypatch) -> None:
+    """A file whose name looks like a pattern or an address cannot be drawn, or others are in its place."""
+    monkeypatch.chdir(tmp_path)
+    for other in ("img_000.png", "img_001.png", "a1.png", "x1.png", name):
+        save(tmp_path / other)
+    assert names("nowhere", name) == [name.removesuffix(".png")]
+    undecodable = os.fsdecode(b"\xff.jp2")
+    os.rename(save(tmp_path / "a.jp2"), undecodable)
+    assert len(list(open_source("nowhere", undecodable).frames())) == 1
+
+
+def test_animations(tmp_path: Path) -> None:
+    """An animated GIF or PNG named singly gives one frame; among others, the rest of it goes without a word."""
+    animation = cv2.Animation()
+    animation.frames = [np.dstack([np.roll(COLOR, shift, 1), np.full((40, 48), 255, np.uint8)]) for shift in (0, 8)]
+    animation.durations = [100, 100]
+    for ending in ("gif", "png", "webp"):
+        assert cv2.imwriteanimation(str(tmp_path / f"a.{ending}"), animation)
+        moving = ending != "webp"
+        source = open_source("nowhere", str(tmp_path / f"a.{ending}"))
+        assert source.moving == moving and len(list(source.frames())) == 1 + moving
+    notes = [frame.note for frame in open_source("nowhere", str(tmp_path)).frames()]
+    assert len(notes) == 3 and all("animated, its first picture was taken" in note for note in notes)
+    assert not open_source("nowhere", str(save(tmp_path / "b" / "still.gif"))).moving
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.flv", "a.unknown", "a.png", "noending"])
+def test_a_video_is_known_by_what_is_in_it(name: str, tmp_path: Path) -> None:
+    """A video whose ending is not in a list is called a damaged picture; a damaged picture is called a video."""
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (48, 40))
+    writer.write(COLOR)
+    writer.release()
+    (tmp_path / "a.avi").rename(tmp_path / name)
+    source = open_source("nowhere", str(tmp_path / name))
+    assert source.moving and isinstance(next(source.frames()), Frame)
+    for content in (b"", b"text", bytes(range(256)) * 9, png(2, 3)[:60], b"#EXTM3U\na.ts\n"):
+        (tmp_path / "b.png").write_bytes(content)
+        (problem,) = open_source("nowhere", str(tmp_path / "b.png")).frames()
+        assert isinstance(problem, Problem)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
+import struct
 import threading
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -187,3 +189,112 @@ def test_camera_that_is_unplugged() -> None:
     *frames, last = read_frames(Script("++", -1), 3)
     assert [frame.name for frame in frames] == ["camera_3_000000", "camera_3_000001"]
     assert last == Problem("camera 3 gives no more frames", 0)
+
+
+def write_as(path: Path, codec: str, frames: int = 6, height: int = SIZE[0], width: int = SIZE[1]) -> Path:
+    """Writes a video of moving bars of 32 pixels in a codec that VideoFile does not offer."""
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), 25, (width, height))
+    for index in range(frames):
+        writer.write(bar(index, height, width))
+    writer.release()
+    return path
+
+
+def bar(index: int, height: int, width: int) -> np.ndarray:
+    """BGR: dark, with a bright bar that moves by 8 pixels."""
+    image = np.full((height, width, 3), 40, np.uint8)
+    image[:, 8 * index + 8 : 8 * index + 40] = 200
+    return image
+
+
+def places(path: Path) -> list[int]:
+    """Where the bars of the frames of a video begin; all of them have to look like frames of write_as."""
+    frames = list(read_frames(open_capture(path), path))
+    for frame in frames:
+        assert isinstance(frame, Frame), frame
+        assert 20 < np.median(frame.image) < 60 and 170 < frame.image.max() < 230
+    return [int(np.flatnonzero(frame.image[frame.image.shape[0] // 2, :, 1] > 120)[0]) for frame in frames]
+
+
+def av1(path: Path) -> Path:
+    """Writes an AV1 video of two frames; what is in an AVIF picture is one of them."""
+    cv2.imwrite(str(path.with_suffix(".avif")), picture(0))
+    data = path.with_suffix(".avif").read_bytes()
+    frame = data[data.index(b"mdat") + 4 :]
+    header = struct.pack("<4sHH4sHHIIII", b"DKIF", 0, 32, b"AV01", SIZE[1], SIZE[0], 25, 1, 2, 0)
+    path.write_bytes(header + b"".join(struct.pack("<IQ", len(frame), index) + frame for index in range(2)))
+    return path
+
+
+def test_codec_that_opencv_lacks_is_named(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """A good file is called damaged, after lines of FFmpeg's own."""
+    unknown = tmp_path / "b c.avi"
+    unknown.write_bytes(write(tmp_path / "a.avi").read_bytes().replace(b"MJPG", b"ZZZZ"))
+    for path, codec in ((unknown, "ZZZZ"), (av1(tmp_path / "a.ivf"), "AV1")):
+        with pytest.raises(UserError, match=rf"this OpenCV has no decoder for its codec {codec}; convert it") as error:
+            list(read_frames(open_capture(path), path))
+    assert "ffmpeg -i a.ivf a_vp9.webm" in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.flv", "a.3gp", "a.m2ts", "a.vob", "nothing", "a.jpg"])
+def test_any_ending_of_a_video(name: str, tmp_path: Path) -> None:
+    """A camera's .ts or .flv is called a damaged picture."""
+    path = tmp_path / name
+    form = path.suffix if path.suffix in (".ts", ".flv", ".3gp", ".m2ts", ".vob") else ".mkv"
+    made = write_as(
+        tmp_path / f"made{form}", "mp4v" if form in (".3gp", ".mkv") else "mpg2" if form != ".flv" else "FLV1"
+    )
+    made.rename(path)
+    assert places(path) == pytest.approx([8 * index + 8 for index in range(6)], abs=2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"ffconcat version 1.0\nfile secret.avi\n",
+        b"#EXTM3U\n#EXTINF:1,\nsecret.avi\n#EXT-X-ENDLIST\n",
+        b"ID3\4\0\0\0\0\0\5" + bytes(5) + b"#EXTM3U\nsecret.avi\n",
+        b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\nc=IN IP4 127.0.0.1\r\nm=video 5004 RTP/AVP 96\r\n",
+        b"\xef\xbb\xbf<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'></MPD>",
+    ],
+)
+def test_playlists_are_refused_unopened(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file from elsewhere makes FFmpeg open other files or addresses."""
+    monkeypatch.setattr(cv2, "VideoCapture", None)
+    (tmp_path / "list.mp4").write_bytes(content)
+    with pytest.raises(UserError, match="is a playlist, which names other files"):
+        open_capture(tmp_path / "list.mp4")
+
+
+@pytest.mark.parametrize("name", ["rtsp:a.mkv", "data:a.mkv", "concat:a|b.mkv", "a_%03d.mkv", "a_%03d.png", "pipe:0"])
+def test_a_name_is_no_address_and_no_pattern(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg asks a server, waits for stdin, or reads a_001.png in place of the file; in reading and in writing."""
+    monkeypatch.chdir(tmp_path)
+    for index in range(3):
+        cv2.imwrite(f"a_{index:03d}.png", picture(index))
+    write_as(Path("made.mkv"), "mp4v", 4).rename(name)
+    assert len(places(Path(name))) == 4
+    if name.endswith("mkv"):
+        Path(name).unlink()
+        assert write(Path(name)).stat().st_size > 500
+
+
+def test_names_that_are_not_utf8_and_long_ones(tmp_path: Path) -> None:
+    """OpenCV ends the process, or the temporary name is longer than the system allows."""
+    for name in (os.fsdecode(b"\xff\xfe.webm"), "n" * 250 + ".webm"):
+        path = write(tmp_path / name)
+        assert len(list(read_frames(open_capture(path), path))) == 5
+    folder = tmp_path / "out.webm"
+    folder.mkdir()
+    video = VideoFile(folder, 10)
+    video.write(picture(0))
+    with pytest.raises(UserError, match=r"cannot write .*out\.webm"):
+        video.close()
+
+
+def test_closed_standard_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a stderr, no video can be opened."""
+    monkeypatch.setattr("sys.stderr", None)
+    path = write(tmp_path / "a.webm")
+    assert len(list(read_frames(open_capture(path), path))) == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -316,3 +317,36 @@ def test_window_of_pictures_stays_until_it_is_closed(frames, weights, tmp_path, 
     result = view(frames, weights, tmp_path, "--input_pic", VAL, "--show", "--no-write")
     assert result.returncode == 0 and result.stdout.startswith("nothing written: "), result.stderr
     assert screen.shown == 1 and screen.polls == 5
+
+
+def test_interlaced_video(frames, weights, tmp_path) -> None:
+    """Uninitialised memory is drawn, with exit status 0."""
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"dvsd"), 25, (720, 576))
+    for shade in (50, 90, 130):
+        writer.write(np.full((576, 720, 3), shade, np.uint8))
+    writer.release()
+    result = view(
+        frames, weights, tmp_path, "--input_pic", "a.avi", "--output", "out/", "--no-legend", "--width", "200"
+    )
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    drawn = [read_image(tmp_path / "out" / f"a_{index:06d}_result.png")[:, :100] for index in range(3)]
+    assert [round(float(image.mean()), -1) for image in drawn] == [50, 90, 130]
+
+
+def test_codec_that_opencv_lacks_is_said_once(frames, weights, tmp_path) -> None:
+    """The reason is said twice, or after lines of FFmpeg's own."""
+    data = make_video(tmp_path / "good.avi").read_bytes()
+    (tmp_path / "a.avi").write_bytes(data.replace(b"MJPG", b"ZZZZ"))
+    result = view(frames, weights, tmp_path, "--input_pic", "a.avi")
+    assert_user_error(result, "this OpenCV has no decoder for its codec ZZZZ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_is_left_out_is_counted(frames, weights, tmp_path) -> None:
+    """The ending hides most of a folder, and nobody is told."""
+    shutil.copytree(frames / "leftImg8bit" / "val" / "valstadt", tmp_path / "in")
+    for name in ("a.HEIC", "b.heic", "a.json", "notes", "._a.png"):
+        (tmp_path / "in" / name).write_text("x")
+    result = view(frames, weights, tmp_path, "--input_pic", "in")
+    assert result.returncode == 0
+    assert result.stderr.splitlines()[0] == "left out: 2 .heic, 1 .json, 1 without ending"

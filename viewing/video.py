@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import cv2
 import numpy as np
@@ -55,7 +55,7 @@ def quiet() -> Iterator[list[str]]:
     Yields a list, to which their lines are added in the end.
     """
     said: list[str] = []
-    with STDERR, tempfile.TemporaryFile() as hidden:
+    with STDERR, _scratch_file() as hidden:
         if sys.stderr is None:  # it is closed, and its number may be that of any file
             yield said
             return
@@ -69,6 +69,13 @@ def quiet() -> Iterator[list[str]]:
             os.close(kept)
             hidden.seek(0)
             said += hidden.read().decode(errors="replace").splitlines()
+
+
+def _scratch_file() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:  # no disk, or a full one: what is printed is lost
+        return open(os.devnull, "w+b")
 
 
 def open_capture(source: Path | int) -> cv2.VideoCapture:
@@ -115,11 +122,12 @@ def _open(name: Path | str, options: str = "") -> tuple[cv2.VideoCapture, list[s
 def plain_link(path: Path) -> Iterator[Path]:
     """Yields another name of a file, which OpenCV takes for no address, pattern or picture, while it is opened."""
     ending = path.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,5}", path.suffix) else ""
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder, "video" + ("" if ending.lower() in PICTURES else ending))
+    with contextlib.ExitStack() as stack:
         try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            link = Path(folder, "video" + ("" if ending.lower() in PICTURES else ending))
             link.symlink_to(path.absolute())
-        except (OSError, NotImplementedError):  # Windows asks for a privilege
+        except (OSError, NotImplementedError):  # no disk; Windows asks for a privilege
             link = path.absolute()
         yield link
 
@@ -154,11 +162,12 @@ def read_frames(capture: cv2.VideoCapture, source: Path | int) -> Iterator[Frame
     is_camera = isinstance(source, int)
     title, stem = (f"camera {source}", f"camera_{source}") if is_camera else (str(source), source.stem)
     number = decoded = lost = 0
-    reason = ""  # why the last `lost` frames are
+    reason = told = ""  # why the last `lost` frames are, and what was said of others
     for image in _camera_images(capture) if is_camera else _video_images(capture, source):
         if lost and (not isinstance(image, str) or image != reason):
             which = f"frame {number}" if lost == 1 else f"frames {number} to {number + lost - 1}"
-            yield Problem(f"{title}: {which} {reason}", lost)
+            told = f"{title}: {which} {reason}"
+            yield Problem(told, lost)
             number, lost = number + lost, 0
         if isinstance(image, str):
             lost, reason = lost + 1, image
@@ -174,10 +183,9 @@ def read_frames(capture: cv2.VideoCapture, source: Path | int) -> Iterator[Frame
         return
     count = frame_count(capture)
     if not decoded:
-        raise UserError(
-            f"{title}: none of its {f'{count} ' if count else ''}frames can be decoded: it is damaged or needs more of "
-            f"its codec {_codec(capture)} than this OpenCV has; convert it to .webm or .mp4"
-        )
+        state = f"none of its {count or ''} frames can be decoded".replace("  ", " ")
+        needed = f"it is damaged or needs more of its codec {_codec(capture)} than this OpenCV has"
+        raise UserError(told or f"{title}: {state}: {needed}; convert it to .webm or .mp4")
     if count and number < count:
         state = f"announces {count} frames, {decoded} could be decoded: it ends early or is damaged"
         yield Problem(f"{title} {state}", 0)
