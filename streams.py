@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import os
@@ -27,6 +28,19 @@ class _Dropping(io.FileIO):
         except OSError:
             pass
         return count
+
+
+def _bytes_or_escapes(error: UnicodeEncodeError) -> tuple[bytes, int]:
+    """Encodes bytes of file names as they came, and escapes every other character that an encoding lacks."""
+    parts = [
+        c.encode("ascii", "surrogateescape" if "\udc80" <= c <= "\udcff" else "backslashreplace")
+        for c in error.object[error.start : error.end]
+    ]
+    return b"".join(parts), error.end
+
+
+_BYTES_OR_ESCAPES = "bytes_or_escapes"
+codecs.register_error(_BYTES_OR_ESCAPES, _bytes_or_escapes)
 
 
 @contextlib.contextmanager
@@ -63,7 +77,7 @@ def _steady(stream: TextIO | None) -> TextIO:
     return io.TextIOWrapper(
         raw if unbuffered else io.BufferedWriter(raw),
         encoding=getattr(stream, "encoding", "utf-8"),
-        errors="backslashreplace",
+        errors=_BYTES_OR_ESCAPES if getattr(stream, "errors", None) == "surrogateescape" else "backslashreplace",
         line_buffering=getattr(stream, "line_buffering", False),
         write_through=unbuffered,
     )
