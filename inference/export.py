@@ -94,7 +94,7 @@ def exported_files(path: Path) -> list[Path]:
 
 def _packages(format: str, precision: str) -> list[str]:
     """Returns the packages that write and open a format."""
-    names = ["onnxscript", "onnx", "onnxruntime" if format == "onnx" else "openvino"]
+    names = ["onnx", "onnxscript", "onnxruntime" if format == "onnx" else "openvino"]
     if format == "openvino" and precision == "int8":
         names.append("nncf")
     return names

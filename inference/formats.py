@@ -14,7 +14,7 @@ _SAFETENSORS = "import torch, safetensors.torch; torch.save(safetensors.torch.lo
 _SCRIPT = "import torch; torch.save(torch.jit.load({0!r}, 'cpu').state_dict(), {1!r})"
 # Source: the formats' own descriptions. The beginning of a file as a pattern, what it is, what to do.
 _BEGINNINGS = (
-    (rb"version https://git-lfs", "a Git LFS pointer in place of the file", "run git lfs pull"),
+    (rb"version https:..git-lfs", "a Git LFS pointer in place of the file", "run git lfs pull"),
     (rb"\s*<(!doctype html|html)", "an HTML page in place of the file", "download it again, by the link to the file"),
     (rb"\s*<.*<net\b", "an OpenVINO file", "let its name end with .xml, its .bin beside it"),
     (rb"\x08[\x03-\x20][\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX file", "let its name end with .onnx"),
