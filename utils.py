@@ -265,8 +265,8 @@ def load_checkpoint(path: str | Path) -> dict:
         UserError: the file is missing, truncated, not a checkpoint, or has more than tensors and plain values.
     """
     if not os.path.isfile(path):
-        what = "it is a folder" if os.path.isdir(path) else "train first (train.py writes one)"
-        raise UserError(f"no weight file at {path}; {what} or name another file")
+        advice = "it is a folder" if os.path.isdir(path) else "train first (train.py writes one) or name another file"
+        raise UserError(f"no weight file at {path}; {advice}")
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             ours = file.read(2) in (b"PK", b"\x80\x02")  # what torch.save writes: a zip file, formerly a pickle
@@ -303,7 +303,8 @@ def check_finite(path: str | Path, state: object, name: str = "") -> None:
         UserError: names the first such tensor.
     """
     if isinstance(state, Tensor) and state.is_floating_point():
-        bad = int((~torch.isfinite(state.float())).sum())
+        # In pieces for which PyTorch starts no threads: loader workers are forked later, and it is as fast.
+        bad = sum(int((~torch.isfinite(part.float())).sum()) for part in state.flatten().split(2**15))
         if bad:
             raise UserError(
                 f"{path}: {bad} of {state.numel()} values of {name} are infinite or not a number; the training that "
