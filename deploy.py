@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,38 +22,55 @@ from inference.predictor import check_size, load_predictor  # noqa: F401  load_p
 from model import FastSCNN
 from street.scene import draw_scene
 from utils import UserError, run_cli, writable_folder
+from viewing.sources import find_pictures
 
 # A dynamic file is checked at these: two of them are not the size that it was traced at.
 DYNAMIC_SIZES = ((256, 512), (360, 480), (333, 417))
 
 
-def read_pictures(folder: str | None, count: int = 32) -> list[np.ndarray]:
+def read_pictures(found: Sequence[Path], count: int = 32) -> list[np.ndarray]:
     """Returns (H, W, 3) uint8 RGB images for calibration and checks.
 
     Args:
-        folder: up to `count` images, spread evenly over all in it; None: a few drawn scenes.
-        count: see folder.
+        found: up to `count` of these files, spread evenly over all, are read; without any, a few scenes are drawn.
+        count: see found.
+    """
+    if not found:
+        return [draw_scene(seed, 512, 1024)[0] for seed in range(4)]
+    return [read_image(path) for path in found[:: -(-len(found) // count)]]
+
+
+def check_output(output: Path, inputs: Sequence[Path]) -> None:
+    """Refuses to write an export over a folder, or over one of the files that it is made from.
 
     Raises:
-        UserError: the folder has no images.
+        UserError: names the file.
     """
-    if folder is None:
-        return [draw_scene(seed, 512, 1024)[0] for seed in range(4)]
-    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    if not found:
-        raise UserError(f"--pictures: no .png or .jpg in {folder}; name a folder of street pictures")
-    return [read_image(path) for path in found[:: max(1, len(found) // count)][:count]]
+    writable_folder(output.absolute().parent)
+    for file in exported_files(output):
+        try:
+            there = file.exists()
+        except OSError as error:
+            raise UserError(f"cannot write {file} ({error.strerror}); choose another --output") from None
+        if file.is_dir():
+            raise UserError(f"{file} is a folder, expected a file to write; choose another --output")
+        used = [path for path in inputs if there and path.exists() and file.samefile(path)]
+        if used:
+            raise UserError(f"{file} would be replaced, which is an input ({used[0]}); choose another --output")
 
 
 def check_agreement(
-    model: FastSCNN, network: Network, images: Sequence[np.ndarray], precision: str, sizes: Sequence[tuple[int, int]]
-) -> None:
+    model: FastSCNN, network: Network, images: Sequence[np.ndarray], least: float, sizes: Sequence[tuple[int, int]]
+) -> float:
     """Prints the share of pixels with PyTorch's label, at each (height, width) that the images are resized to.
 
+    Returns:
+        The lowest share.
+
     Raises:
-        UserError: the share is below AGREEMENT for this precision.
+        UserError: it is below `least`.
     """
-    least = AGREEMENT[precision]
+    shares = []
     for height, width in sizes:
         resized = [cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) for image in images]
         share = agreement(model, network, resized)
@@ -60,8 +78,11 @@ def check_agreement(
         if share < least:
             raise UserError(
                 f"{network.name} agrees with PyTorch on {100 * share:.2f} % of the pixels, expected at least "
-                f"{100 * least:g} %: nothing was written; take another precision"
+                f"{100 * least:g} %: nothing was written; take another precision, name more and better --pictures, or "
+                f"accept it with --least_agreement {math.floor(100 * share) / 100:g}"
             )
+        shares.append(share)
+    return min(shares)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,6 +102,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="images to calibrate int8 and to check with; drawn scenes if not given",
     )
+    parser.add_argument(
+        "--least_agreement",
+        type=float,
+        metavar="SHARE",
+        help="keep the file if this share of the labels is PyTorch's, 0 to 1; by precision if not given",
+    )
     parser.add_argument("--output", help="file to write; next to the weights if not given")
     return parser
 
@@ -92,8 +119,10 @@ def parse_args() -> argparse.Namespace:
     check_precision(args.format, args.precision)
     if args.precision == "int8" and not args.pictures:
         raise UserError("int8 has to be calibrated: name a folder of street pictures with --pictures")
+    if args.least_agreement is not None and not 0 <= args.least_agreement <= 1:
+        raise UserError(f"--least_agreement is {args.least_agreement:g}, expected a share from 0 to 1, such as 0.98")
     ending = FORMATS[args.format]
-    if args.output and Path(args.output).suffix != ending:
+    if args.output and Path(args.output).suffix.lower() != ending:
         raise UserError(f"--output is {args.output}, expected a name that ends with {ending} for {args.format}")
     return args
 
@@ -102,14 +131,21 @@ def main() -> int:
     """Exports a checkpoint; a file that does not agree with PyTorch is not kept."""
     args = parse_args()
     model, _ = load_model(args.model_weight)
-    images = read_pictures(args.pictures)
+    found, left_out = find_pictures(args.pictures) if args.pictures else ([], "")
+    if args.pictures and not found:
+        raise UserError(f"--pictures: no picture that OpenCV decodes in {args.pictures}; name a folder of pictures")
+    if left_out:
+        print(left_out)
     output = Path(args.output) if args.output else Path(args.model_weight).with_suffix(FORMATS[args.format])
-    writable_folder(output.absolute().parent)
+    check_output(output, [Path(args.model_weight), *found])
+    images = read_pictures(found)
     source = hashlib.sha256(Path(args.model_weight).read_bytes()).hexdigest()
     size = None if args.dynamic else (args.height, args.width)
+    least = AGREEMENT[args.precision] if args.least_agreement is None else args.least_agreement
     metadata = export_metadata(model, source, args.precision, size)
     with exported_aside(model, metadata, output, args.format, images) as network:
-        check_agreement(model, network, images, args.precision, DYNAMIC_SIZES if args.dynamic else [size])
+        share = check_agreement(model, network, images, least, DYNAMIC_SIZES if args.dynamic else [size])
+        metadata |= {"agreement": share, "least_agreement": least}
     accepted = "any size" if args.dynamic else f"{args.height}x{args.width}"
     print(f"{', '.join(map(str, exported_files(output)))}: {args.precision}, {accepted}")
     return 0

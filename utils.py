@@ -14,14 +14,18 @@ import io
 import os
 import pickle
 import platform
+import re
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from streams import printable, steady_streams
 
 
 class UserError(Exception):
@@ -31,30 +35,31 @@ class UserError(Exception):
 def run_cli(main: Callable[[], int | None], *user_errors: type[Exception]) -> None:
     """Runs a script's main and ends the process: a user's mistake is one line on stderr and exit status 2.
 
+    The exit status is that of the work, whatever becomes of the output; see streams.steady_streams.
+
     Args:
         main: returns the exit status; None means 0.
         user_errors: exception types that mean a user's mistake, in addition to UserError. Any other exception keeps its
             traceback, because it is our fault.
     """
-    try:
-        status = main()
-    except (UserError, *user_errors) as error:
-        print(f"error: {_message(error)}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 128 + signal.SIGINT
-    except BrokenPipeError:
-        # The reader closed the pipe (`train.py | head`): not worth a traceback, but not a success either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
+    with steady_streams():
+        try:
+            status = main()
+        except (UserError, *user_errors) as error:
+            print(f"error: {_message(error)}", file=sys.stderr)
+            status = 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            status = 128 + signal.SIGINT
     sys.exit(status)
 
 
 def _message(error: Exception) -> str:
-    """Returns the line of an error; wrapped in a traceback by a DataLoader worker, it is the last one."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+    """Returns an error in one line; wrapped in a traceback by a DataLoader worker, it is what ends that."""
+    text = str(error)
+    if text.startswith("Caught "):
+        text = text.rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")[2]
+    return printable(text.strip()) or type(error).__name__
 
 
 class StopSignal:
@@ -175,11 +180,26 @@ def writable_folder(folder: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot write to {folder} ({error.strerror}); name a folder that exists and is yours"
+            f"cannot write to {folder} ({_reason(error)}); name a folder that exists and is yours"
         ) from None
     return folder
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Returns why the system refuses a file; a ValueError is about characters that no name can have."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def unfinished_path(path: str | Path, ending: str = ".tmp") -> Path:
+    """Returns a hidden name beside a file, for its content until that is whole, of this process alone.
+
+    It begins as the file's own and is short enough for any file system that takes that.
+    """
+    path = Path(path)
+    name = path.name.encode(errors="ignore")[:120].decode(errors="ignore")
+    return path.with_name(f".{name}.{os.getpid()}{ending}")
 
 
 def write_file(path: str | Path, data: bytes, durable: bool = False, previous: Path | None = None) -> None:
@@ -195,16 +215,14 @@ def write_file(path: str | Path, data: bytes, durable: bool = False, previous: P
         UserError: the file could not be written; the previous one is untouched.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    if len(os.fsencode(aside.name)) > 128:  # a system that takes the name may refuse a longer one
-        aside = path.with_name(f".{hash(path.name):x}.{os.getpid()}.tmp")
+    aside = unfinished_path(path)
     try:
         with open(aside, "wb") as file:
             file.write(data)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        if previous and path.exists():
+        if previous and os.path.isfile(path):
             os.replace(path, previous)
         os.replace(aside, path)
         if durable and os.name == "posix":
@@ -213,20 +231,19 @@ def write_file(path: str | Path, data: bytes, durable: bool = False, previous: P
                 os.fsync(folder)
             finally:
                 os.close(folder)
-    except OSError as error:
-        kept = "; the previous file is untouched" if os.path.exists(path) else ""
-        raise UserError(
-            f"cannot write {path} ({error.strerror}): free space there or choose another folder{kept}"
-        ) from None
+    except (OSError, ValueError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "free space there or choose another folder" if full else "choose another name or folder"
+        kept = "; the previous file is untouched" if os.path.isfile(path) else ""
+        raise UserError(f"cannot write {path} ({_reason(error)}): {advice}{kept}") from None
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             aside.unlink(missing_ok=True)
 
 
 def name_refused(error: UserError) -> bool:
     """Returns whether write_file only failed because of the name: too long, or with characters not allowed."""
-    cause = error.__context__
-    return isinstance(cause, OSError) and cause.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+    return getattr(error.__context__, "errno", None) in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 
 def refuse_input(path: str | Path, flag: str, inputs: Iterable[str | Path | None]) -> None:
@@ -261,25 +278,55 @@ def load_checkpoint(path: str | Path) -> dict:
     Raises:
         UserError: the file is missing, truncated, not a checkpoint, or has more than tensors and plain values.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no weight file at {path}; train first (train.py writes one) or name another file")
+    if not os.path.isfile(path):
+        advice = "it is a folder" if os.path.isdir(path) else "train first (train.py writes one) or name another file"
+        raise UserError(f"no weight file at {path}; {advice}")
     try:
-        with open(path, "rb") as file:
-            if file.read(2) not in (b"PK", b"\x80\x02"):  # what torch.save writes: a zip file, formerly a pickle
-                raise UserError(f"{path} is empty, damaged or not a PyTorch file; get it again")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} holds Python objects besides tensors and plain values, which could execute code: not loaded; "
-            "save only its state_dict(), from a source that you trust"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            ours = file.read(2) in (b"PK", b"\x80\x02")  # what torch.save writes: a zip file, formerly a pickle
+            file.seek(0)
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True) if ours else None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({_reason(error)}); check the file and its permissions") from None
+    except Exception as error:  # a damaged file makes torch.load raise almost any
+        objects = re.search(r"(?:GLOBAL|class) (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and objects:
+            raise UserError(
+                f"{path} holds Python objects besides tensors and plain values ({objects[1]}), which could execute "
+                "code: not loaded; save only its state_dict(), from a source that you trust"
+            ) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{path} cannot be read ({reason}): truncated or not a PyTorch file; get it again") from None
+    if not ours:
+        raise UserError(f"{path} is empty, damaged or not a PyTorch file; get it again")
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, expected a checkpoint or a state dict")
     return checkpoint
+
+
+def check_finite(path: str | Path, state: object, name: str = "") -> None:
+    """Refuses tensors with values that single precision cannot hold, anywhere in what load_checkpoint returned.
+
+    Args:
+        path: the file, for the message.
+        state: a tensor, a dict or list of such, or anything else.
+        name: of the state in the file.
+
+    Raises:
+        UserError: names the first such tensor.
+    """
+    if isinstance(state, Tensor) and state.is_floating_point():
+        # In pieces for which PyTorch starts no threads: loader workers are forked later, and it is as fast.
+        bad = sum(int((~torch.isfinite(part.float())).sum()) for part in state.flatten().split(2**15))
+        if bad:
+            raise UserError(
+                f"{path}: {bad} of {state.numel()} values of {name} are infinite or not a number; the training that "
+                "wrote it diverged, or the file is damaged: take an earlier one"
+            )
+    elif isinstance(state, (dict, list, tuple)):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            check_finite(path, value, f"{name}.{key}" if name else str(key))
 
 
 def write_csv(path: str | Path, columns: Iterable[str], rows: Iterable[dict]) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from classes import CLASSES
 from inference.cuda import GraphNetwork
 from inference.folding import DTYPES, fold, split_into_strips
+from inference.formats import foreign_file
 from inference.label_head import labels_from_logits
 from model import MEAN, STD, FastSCNN, normalise
-from utils import UserError, cpu_has_bf16
+from utils import UserError, check_finite, cpu_has_bf16
 
 PRECISIONS = {
     "torch": ("fp32", "bf16", "fp16"),
@@ -195,11 +197,12 @@ def onnx_network(path: str | Path, precision: str | None = None) -> tuple[Networ
     runtime = require("onnxruntime", "onnx")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    content = _content(path)
     try:
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class
-        raise UserError(f"{path} is damaged or no ONNX file ({_first_line(error)}); export it again") from None
-    metadata = read_metadata(path, session.get_modelmeta().custom_metadata_map.get(METADATA))
+        raise _unreadable([path], "an ONNX file", error) from None
+    metadata = _onnx_metadata(path, content)
     if precision not in (None, metadata["precision"]):
         raise UserError(f"{path} is {metadata['precision']}, asked for {precision}: export it with that precision")
     name = session.get_inputs()[0].name
@@ -227,19 +230,14 @@ def openvino_network(path: str | Path, precision: str | None = None) -> tuple[Ne
     """
     openvino = require("openvino", "openvino")
     core = openvino.Core()
-    weights = Path(path).with_suffix(".bin")
-    if Path(path).suffix == ".xml" and not weights.is_file():
-        raise UserError(f"{path} has no {weights.name} beside it, which holds its weights; copy both files")
+    exported = Path(path).suffix.lower() == ".xml"
+    parts = [Path(path), _weights_beside(Path(path))] if exported else [path]
+    contents = [_content(part) for part in parts]
     try:
-        graph = core.read_model(str(path))
+        graph = core.read_model(*contents)
     except RuntimeError as error:
-        raise UserError(f"{path} is damaged or no OpenVINO file ({_first_line(error)}); export it again") from None
-    if Path(path).suffix == ".onnx":
-        onnx = require("onnx", "openvino")
-        text = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}.get(METADATA)
-    else:
-        text = graph.get_rt_info(METADATA).astype(str) if graph.has_rt_info(METADATA) else None
-    metadata = read_metadata(path, text)
+        raise _unreadable(parts, "an OpenVINO file" if exported else "an ONNX file", error) from None
+    metadata = _openvino_metadata(path, graph) if exported else _onnx_metadata(path, contents[0])
     precision = precision or metadata["precision"]
     if (precision == "int8") != (metadata["precision"] == "int8"):
         raise UserError(f"{path} is of {metadata['precision']}, asked for {precision}: export it with that precision")
@@ -262,6 +260,51 @@ def openvino_network(path: str | Path, precision: str | None = None) -> tuple[Ne
         return torch.from_numpy(result[0].copy())
 
     return _with_size_check(path, metadata, run, f"openvino {precision}"), metadata
+
+
+def _content(path: str | Path) -> bytes:
+    """Returns the content of a file: engines get no names, which they would read as their own code sees fit."""
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); check the file and its permissions") from None
+
+
+def _weights_beside(path: Path) -> Path:
+    """Returns the file of the weights of an OpenVINO pair, whose ending may be in capitals as well."""
+    weights = [path.with_suffix(".bin"), path.with_suffix(".BIN")]
+    found = [file for file in weights if os.path.isfile(file)]
+    if not found:
+        raise foreign_file(path, "an OpenVINO file") or UserError(
+            f"{path} has no {weights[0].name} beside it, which holds its weights; copy both files"
+        )
+    return found[0]
+
+
+def _onnx_metadata(path: str | Path, content: bytes) -> dict:
+    """Returns the checked metadata of an ONNX file, whose weights are checked too."""
+    onnx = require("onnx", "onnx")
+    proto = onnx.load_from_string(content)
+    metadata = read_metadata(path, {entry.key: entry.value for entry in proto.metadata_props}.get(METADATA))
+    for constant in proto.graph.initializer:
+        check_finite(path, torch.tensor(onnx.numpy_helper.to_array(constant)), constant.name)
+    return metadata
+
+
+def _openvino_metadata(path: str | Path, graph: Any) -> dict:
+    """Returns the checked metadata of an OpenVINO file, whose weights are checked too."""
+    metadata = read_metadata(path, graph.get_rt_info(METADATA).astype(str) if graph.has_rt_info(METADATA) else None)
+    for node in graph.get_ordered_ops():  # an engine may compute 0 from what is not a number
+        if node.get_type_name() == "Constant" and node.get_element_type().is_real():
+            check_finite(path, torch.tensor(node.get_data()), node.get_friendly_name())
+    return metadata
+
+
+def _unreadable(paths: Sequence[str | Path], expected: str, error: Exception) -> UserError:
+    """Returns the error for a file, or a pair, that an engine refused."""
+    known = [foreign for path in paths if (foreign := foreign_file(path, expected))]
+    name, reason = expected.split(" ", 1)[1], _first_line(error)
+    return known[0] if known else UserError(f"{paths[0]} is damaged or no {name} ({reason}); export it again")
 
 
 def _first_line(error: Exception) -> str:

@@ -9,35 +9,52 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from inference.formats import foreign_file
+from inference.wrappers import unwrap
 from model import FastSCNN
-from utils import UserError, load_checkpoint
+from utils import UserError, check_finite, load_checkpoint
 
 AUX_HEADS = ("aux_shallow.", "aux_context.")
 CLASS_SCORES = ("classifier.conv.", "aux_shallow.classes.", "aux_context.classes.")
 
 
 def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Loads weights: a checkpoint of train.py, a bare state dict, or a weight file of the original repository.
+    """Loads weights: a checkpoint of train.py, a state dict, or one that another trainer wrapped; see wrappers.unwrap.
+
+    Weights of the original repository are converted.
 
     Returns:
         The state dict under our names, and the metadata of the file: align_corners and input_scale at least.
 
     Raises:
-        UserError: the file is missing, damaged, or holds code.
+        UserError: the file is missing, damaged, holds code, is no PyTorch file, or has values that are not finite.
     """
-    checkpoint = load_checkpoint(path)
-    metadata = {"align_corners": False, "input_scale": 1.0}
-    if isinstance(checkpoint.get("model"), dict) and isinstance(checkpoint.get("metadata"), dict):
-        state, metadata = checkpoint["model"], {**metadata, **checkpoint["metadata"]}
-    else:
-        state = checkpoint
+    try:
+        checkpoint = load_checkpoint(path)
+    except UserError as error:
+        raise foreign_file(path, "a PyTorch file") or error from None
+    state, found, changes = unwrap(checkpoint)
+    metadata = {"align_corners": False, "input_scale": 1.0, **found}
+    # In single precision before anything is computed from them: half precision would round an identity BN.
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     state, dropped = drop_profiler_buffers(state)
+    if changes:
+        _say(f"{path}: {'; '.join(changes)}")
     if dropped:
         _say(f"{path}: left out {len(dropped)} buffers of the profiler thop (total_ops, total_params)")
     if is_original(state):
         _say(f"{path}: weights of the original repository, converted (align_corners=True, as they were trained)")
         state, metadata["align_corners"] = convert_original(state), True
+    uncounted = [name for name in state if name.endswith(".running_mean") and _counter(name) not in state]
+    if uncounted:
+        _say(f"{path}: {len(uncounted)} num_batches_tracked are missing, as in old files; nothing depends on them")
+        state |= {_counter(name): torch.tensor(0) for name in uncounted}
+    check_finite(path, state)
     return state, metadata
+
+
+def _counter(running_mean: str) -> str:
+    return running_mean.removesuffix("running_mean") + "num_batches_tracked"
 
 
 def build_model(state: dict[str, Tensor], metadata: dict, aux: bool | None = None) -> FastSCNN:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -47,9 +47,10 @@ def _kept(convolutions: Sequence[str]) -> list[str]:
 def exported_aside(
     model: FastSCNN, metadata: dict, path: Path, format: str, images: Sequence[np.ndarray]
 ) -> Iterator[Network]:
-    """Writes one file, or OpenVINO's pair, under a temporary name, which becomes `path` when the block is left.
+    """Writes one file, or OpenVINO's pair, to a temporary folder; it becomes `path` when the block is left.
 
-    An exception in the block removes what was written and leaves an earlier file at `path` as it was.
+    An exception in the block removes what was written and leaves an earlier file at `path` as it was. What the block
+    adds to the metadata, such as how well the file agrees, is written into it.
 
     Args:
         model: it is copied.
@@ -70,8 +71,9 @@ def exported_aside(
     if images:  # a graph of a fixed size takes no other, and ONNX Runtime compares the outputs of one size only
         height, width = metadata["size"] or images[0].shape[:2]
         images = [cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) for image in images]
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        written = Path(folder) / path.name
+    # Not beside `path`: the packages take no name that is not UTF-8.
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, "network").with_suffix(FORMATS[format])
         with contextlib.redirect_stdout(sys.stderr):  # the packages print their progress
             write_onnx(model, metadata, written.with_suffix(".onnx"))
             if format == "openvino":
@@ -79,18 +81,20 @@ def exported_aside(
             elif metadata["precision"] == "int8":
                 _quantise_onnx(written, images)
         yield open_exported(written)[0]
-        for file in reversed(exported_files(path)):  # the weights first: the .xml is what a reader opens
-            os.replace(written.with_suffix(file.suffix), file)
+        _replace_metadata(written, metadata)
+        # OpenVINO's weights first: the .xml is what a reader opens.
+        for file, content in reversed([*zip(exported_files(path), exported_files(written), strict=True)]):
+            write_file(file, content.read_bytes())
 
 
 def exported_files(path: Path) -> list[Path]:
     """Returns the files of an export: OpenVINO writes the weights to a second one."""
-    return [path, path.with_suffix(".bin")] if path.suffix == FORMATS["openvino"] else [path]
+    return [path, path.with_suffix(".bin")] if path.suffix.lower() == FORMATS["openvino"] else [path]
 
 
 def _packages(format: str, precision: str) -> list[str]:
     """Returns the packages that write and open a format."""
-    names = ["onnxscript", "onnx", "onnxruntime" if format == "onnx" else "openvino"]
+    names = ["onnx", "onnxscript", "onnxruntime" if format == "onnx" else "openvino"]
     if format == "openvino" and precision == "int8":
         names.append("nncf")
     return names
@@ -120,6 +124,20 @@ def write_onnx(model: FastSCNN, metadata: dict, path: Path) -> None:
         )
     proto = program.model_proto
     proto.metadata_props.append(onnx.StringStringEntryProto(key=METADATA, value=json.dumps(metadata)))
+    write_file(path, proto.SerializeToString())
+
+
+def _replace_metadata(path: Path, metadata: dict) -> None:
+    """Writes other metadata into an exported file; the network in it stays as it is."""
+    text = json.dumps(metadata)
+    if path.suffix == FORMATS["openvino"]:
+        tree = ElementTree.parse(path)
+        tree.find(f"rt_info/{METADATA}").set("value", text)
+        tree.write(path, "utf-8", xml_declaration=True)
+        return
+    proto = require("onnx", "onnx").load(path)
+    (entry,) = (entry for entry in proto.metadata_props if entry.key == METADATA)
+    entry.value = text
     write_file(path, proto.SerializeToString())
 
 
@@ -198,7 +216,7 @@ def open_exported(path: str | Path, backend: str | None = None, precision: str |
 
 def backend_of(path: str | Path) -> str | None:
     """Returns the backend that the ending of an exported file names, or None for any other file."""
-    return next((name for name, ending in FORMATS.items() if ending == Path(path).suffix), None)
+    return next((name for name, ending in FORMATS.items() if ending == Path(path).suffix.lower()), None)
 
 
 def agreement(model: FastSCNN, network: Network, images: Sequence[np.ndarray]) -> float:

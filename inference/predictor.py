@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def check_choice(
     check_precision(backend, precision or "fp32")
     if exported and backend != exported and (exported, backend) != ("onnx", "openvino"):  # OpenVINO reads both formats
         raise UserError(f"{path} cannot run on backend {backend}: give the checkpoint, or leave --backend out")
-    if exported and not Path(path).is_file():
+    if exported and not os.path.isfile(path):
         raise UserError(f"no file at {path}; export one with deploy.py")
     if backend in FORMATS:
         if device not in ("auto", "cpu"):

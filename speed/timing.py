@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from utils import write_file
+from utils import steady_streams, write_file
 
 FRAME = (1024, 2048)
 SIZES = (FRAME, (512, 1024), (360, 480))
@@ -131,7 +131,12 @@ def _start_processes_by(method: str) -> None:
 def in_fresh_process(function: Callable, *arguments: object) -> object:
     """Returns the result of a function that is called in a process of its own."""
     with fresh_process() as pool:
-        return pool.submit(function, *arguments).result()
+        return pool.submit(_with_steady_streams, function, *arguments).result()
+
+
+def _with_steady_streams(function: Callable, *arguments: object) -> object:
+    with steady_streams():
+        return function(*arguments)
 
 
 def peak_memory() -> float:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from classes import CLASSES
+from deploy import find_pictures, read_pictures
 from inference.backends import METADATA, PRECISIONS, Uint8Network, export_metadata, openvino_network, torch_network
 from inference.checkpoints import load_model
 from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, write_onnx
@@ -367,7 +368,7 @@ def test_scripts_refuse_bad_exported_files_in_one_line(script: str, pair, frames
     assert_user_error(run_script(script, *flags, cwd=tmp_path), words)
     (tmp_path / "n.onnx").write_bytes(b"no file of ONNX")
     flags[3] = tmp_path / "n.onnx"
-    assert_user_error(run_script(script, *flags, cwd=tmp_path), "n.onnx is damaged or no ONNX file")
+    assert_user_error(run_script(script, *flags, cwd=tmp_path), "n.onnx is a text ('no file of ONNX' ...), expected")
     flags[3] = tmp_path / "none.onnx"
     assert_user_error(run_script(script, *flags, cwd=tmp_path), "no file at", "none.onnx")
 
@@ -407,6 +408,141 @@ def test_command_line_exports_what_evaluate_reads(frames, tmp_path, traced_once)
     assert result.stdout.count("100.000 % of the pixels have") == 3 and "n.xml, n.bin: fp32, any size" in result.stdout
     scored = run_script("evaluate.py", "--data_path", frames, "--model_weight", "n.xml", cwd=tmp_path)
     assert scored.returncode == 0 and "openvino fp32" in scored.stdout, scored.stderr
+
+
+def test_exported_weights_that_are_not_finite_are_refused(exported, tmp_path) -> None:
+    """NaN that OpenVINO's activations turn into 0: labels as from a whole network."""
+    import onnx
+    import openvino
+
+    proto = onnx.load(exported)
+    name, tensor = next((one.name, one) for one in proto.graph.initializer if len(one.dims) == 4 and one.dims[1] == 3)
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[2] = np.nan
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
+    onnx.save(proto, tmp_path / "n.onnx")
+    graph = openvino.Core().read_model(tmp_path / "n.onnx")
+    graph.set_rt_info(proto.metadata_props[0].value, METADATA)
+    openvino.save_model(graph, tmp_path / "n.xml", compress_to_fp16=False)
+    for file, backend in (("n.onnx", "onnx"), ("n.onnx", "openvino"), ("n.xml", "openvino")):
+        with pytest.raises(UserError, match=r"n\.(onnx|xml): 27 of 864 values of .* are infinite or not a number"):
+            load_network(tmp_path / file, "auto", backend)
+
+
+def test_exported_files_of_any_name_are_read(exported, pair, tmp_path, monkeypatch) -> None:
+    """Endings in capitals that count as another format; names that are no UTF-8, or look like an address."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("N.ONNX", "\udcff.onnx", "http:" + "//n.onnx", "folder.xml/*[1].onnx"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(exported, name)
+        for backend in ("onnx", "openvino"):
+            assert load_network(name, "auto", backend)[0].name == f"{backend} fp32"
+    for xml, weights in (("N.XML", "N.BIN"), ("M.XML", "M.bin"), ("\udcff.xml", "\udcff.bin")):
+        shutil.copy(pair, xml)
+        shutil.copy(pair.with_suffix(".bin"), weights)
+        assert load_network(xml)[0].name == "openvino fp16"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("n.onnx", None, "is a PyTorch file, expected an ONNX file: let its name end with .pth"),
+        ("n.xml", None, "is a PyTorch file, expected an OpenVINO file: let its name end with .pth"),
+        (
+            "n.onnx",
+            b"<!doctype html>",
+            "is an HTML page in place of the file, expected an ONNX file: download it",
+        ),
+        (
+            "n.onnx",
+            b'<?xml version="1.0"?><net name="x">',
+            "is an OpenVINO file, expected an ONNX file: let its name",
+        ),
+        ("n.onnx", b"", "n.onnx is damaged or no ONNX file"),
+        (
+            "n.bin",
+            b"version https:" + b"//git-lfs",
+            "n.bin is a Git LFS pointer in place of the file, expected an Open",
+        ),
+    ],
+)
+def test_files_under_another_name_are_named(name, content, words: str, pair, tmp_path) -> None:
+    """'Damaged' for a whole file of another format, or for what a download left in its place."""
+    for suffix in (".xml", ".bin"):
+        shutil.copy(pair.with_suffix(suffix), tmp_path / f"n{suffix}")
+    (tmp_path / name).write_bytes(WEIGHTS.read_bytes() if content is None else content)
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_network(tmp_path / name.replace(".bin", ".xml"))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_that_agrees_less_can_be_accepted(format, tmp_path, traced_once, monkeypatch) -> None:
+    """Another precision as the only way on, or a file that does not say how well it agrees."""
+    monkeypatch.setitem(AGREEMENT, "fp32", 1.1)
+    output = f"n{FORMATS[format]}"
+    flags = ["--model_weight", WEIGHTS, "--format", format, "--height", 64, "--width", 96, "--output", output]
+    words = "another precision, name more and better --pictures, or accept it with --least_agreement 1"
+    assert_user_error(run_script("deploy.py", *flags, cwd=tmp_path), words)
+    result = run_script("deploy.py", *flags, "--least_agreement", 0.98, cwd=tmp_path)
+    assert result.returncode == 0 and "(at least 98 %)" in result.stdout, result.stderr
+    network, metadata = load_network(tmp_path / output)
+    assert metadata["least_agreement"] == 0.98 and metadata["agreement"] == 1.0
+    assert metadata["precision"] == "fp32" and network.labels(torch.zeros(1, 64, 96, 3, dtype=torch.uint8)).any()
+    for share in (1.5, -0.1, "nan"):
+        refused = run_script("deploy.py", *flags, "--least_agreement", share, cwd=tmp_path)
+        assert_user_error(refused, "expected a share from 0 to 1")
+
+
+def test_inputs_are_never_replaced_by_an_export(tmp_path, monkeypatch) -> None:
+    """Weights or a calibration picture that are gone: OpenVINO's second file ends with .bin, as weights may too."""
+    monkeypatch.setattr("deploy.exported_aside", lambda *_: pytest.fail("work before the check"))
+    (tmp_path / "pictures").mkdir()
+    picture = cv2.imencode(".png", draw_scene(0, 64, 128)[0])[1].tobytes()
+    (tmp_path / "pictures" / "p.onnx").write_bytes(picture)
+    for name in ("w.bin", "w.onnx"):
+        shutil.copy(WEIGHTS, tmp_path / name)
+    (tmp_path / "link.onnx").symlink_to("w.bin")
+    (tmp_path / "folder.onnx").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for flags, words in (
+        (("--model_weight", "w.bin", "--format", "openvino"), "w.bin would be replaced, which is an input (w.bin)"),
+        (("--model_weight", "w.onnx"), "w.onnx would be replaced, which is an input (w.onnx)"),
+        (
+            ("--model_weight", "w.bin", "--output", "link.onnx"),
+            "link.onnx would be replaced, which is an input (w.b",
+        ),
+        (("--model_weight", "w.bin", "--output", "pictures/p.onnx"), "which is an input (pictures/p.onnx)"),
+        (("--model_weight", "w.bin", "--output", "folder.onnx"), "folder.onnx is a folder, expected a file to write"),
+        (("--model_weight", "w.bin", "--output", "n" * 251 + ".onnx"), "(File name too long); choose another --output"),
+    ):
+        assert_user_error(run_script("deploy.py", *flags, "--pictures", "pictures", cwd=tmp_path), words)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_export_of_any_name_is_written(tmp_path, traced_once) -> None:
+    """A name that only Python can write, and none of the packages: after minutes of work, a traceback."""
+    name = "x.onnx/" + "n" * 245 + "\udcff.XML"
+    flags = ["--model_weight", WEIGHTS, "--format", "openvino", "--height", 64, "--width", 96]
+    result = run_script("deploy.py", *flags, "--output", name, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert load_network(tmp_path / name)[0].name == "openvino fp32"
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
+def test_pictures_are_found_by_their_content(tmp_path) -> None:
+    """Pictures of other formats than PNG and JPEG or behind a link that are passed over, hidden files that are read."""
+    picture = draw_scene(0, 64, 128)[0]
+    for name in ("in/a.bmp", "in/b.WebP", "in/.c.png", "in/@eaDir/d.png", "elsewhere/e.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(cv2.imencode(Path(name).suffix.lower(), picture)[1].tobytes())
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "notes.png").write_text("no picture")
+    found, _ = find_pictures(str(tmp_path / "in"))
+    assert [path.name for path in found] == ["a.bmp", "b.WebP", "e.jpg"]
+    assert [image.shape for image in read_pictures(found)] == [picture.shape] * 3
+    (tmp_path / "empty").mkdir()
+    flags = ["--model_weight", WEIGHTS, "--pictures", "empty"]
+    assert_user_error(run_script("deploy.py", *flags, cwd=tmp_path), "no picture that OpenCV decodes in empty")
 
 
 def int8_tensors(path: Path) -> list[np.ndarray]:

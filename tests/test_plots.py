@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -11,14 +12,18 @@ from dataset import read_image
 from training.plots import plot_confusion, plot_curves
 
 
-@pytest.mark.parametrize("epochs", [1, 30])
-def test_curves_are_drawn_from_the_first_epoch_on(tmp_path, epochs: int) -> None:
-    """A picture that fails with one point, or is empty."""
-    history = [
+def history_of(epochs: int) -> list[dict]:
+    """Rows of a statistics file."""
+    return [
         {"epoch": i, "train_loss": 1 / i, "val_loss": 2 / i, "pixel_accuracy": 0.8, "class_miou": 0.5 - 0.1 / i,
          "category_miou": 0.6, "lr": 1e-3} for i in range(1, epochs + 1)
     ]  # fmt: skip
-    plot_curves(tmp_path / "curves.png", history, "title")
+
+
+@pytest.mark.parametrize("epochs", [1, 30])
+def test_curves_are_drawn_from_the_first_epoch_on(tmp_path, epochs: int) -> None:
+    """A picture that fails with one point, or is empty."""
+    plot_curves(tmp_path / "curves.png", history_of(epochs), "title")
     picture = read_image(tmp_path / "curves.png")
     assert picture.shape[1] > 1000 and (picture < 128).sum() > 1000
 
@@ -31,3 +36,36 @@ def test_confusion_of_absent_classes_is_drawn_without_a_division_by_zero(tmp_pat
         warnings.simplefilter("error")
         plot_confusion(tmp_path / "confusion.png", confusion, "title")
     assert read_image(tmp_path / "confusion.png").shape[0] > 500
+
+
+TITLES = {
+    "mathtext": "train.py --data_path 'p$/2024_1_2/D' --output_dir 'p$/r'",
+    "not utf-8": "train.py --output_dir r\udcff \ud800",
+    "no glyph": "train.py --output_dir 你好",
+    "lines and controls": "train.py --output_dir 'a\nb\x00\t'",
+    "long": "x" * 10_000,
+}
+
+
+@pytest.mark.parametrize("title", TITLES.values(), ids=TITLES)
+def test_titles_are_plain_text(title: str, tmp_path, capfd, monkeypatch) -> None:
+    """A path that ends a run after its first epoch as it is no formula, a warning for each glyph, flat curves."""
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)  # as a matplotlibrc may say
+    plot_curves(tmp_path / "curves.png", history_of(2), title)
+    plot_confusion(tmp_path / "confusion.png", np.eye(19, dtype=np.int64), title)
+    assert capfd.readouterr() == ("", "")
+    curves = read_image(tmp_path / "curves.png")
+    blue = np.flatnonzero((np.abs(curves.astype(int) - (31, 119, 180)).sum(2) < 9).any(1))
+    assert np.ptp(blue) > 120  # the height of the training loss
+    assert read_image(tmp_path / "confusion.png").shape[0] > 500
+
+
+def test_a_plot_that_fails_is_one_line(tmp_path, capsys) -> None:
+    """A run that ends, or says the same after every epoch, as a picture cannot be drawn or written."""
+    (tmp_path / "curves.png").mkdir()
+    for _ in range(2):
+        plot_curves(tmp_path / "curves.png", history_of(1), "title")
+        plot_confusion(tmp_path / "confusion.png", np.zeros((2, 2)), "title")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "curves.png was not drawn (cannot write" in lines[0], lines
+    assert "confusion.png was not drawn" in lines[1] and "the run goes on" in lines[1]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import os
+import random
 import stat
 import subprocess
 import sys
@@ -16,12 +19,15 @@ from model import FastSCNN
 from utils import (
     UserError,
     _message,
+    check_finite,
     choose_device,
     count_parameters_and_macs,
     files_below,
     load_checkpoint,
     run_cli,
     save_checkpoint,
+    steady_streams,
+    unfinished_path,
     writable_folder,
     write_csv,
     write_file,
@@ -97,6 +103,141 @@ def test_message_of_a_worker_is_its_last_line() -> None:
     wrapped = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback:\n  x\ndataset.DataError: bad.png\n"
     assert _message(DataError(wrapped)) == "bad.png"
     assert _message(UserError("plain")) == "plain"
+    assert _message(DataError(wrapped.replace("bad.png", "two\nlines: x.png"))) == r"two\nlines: x.png"
+
+
+def test_names_with_line_ends_are_one_line() -> None:
+    """Of a path with a line end only the part behind it is printed: another file."""
+    assert _message(UserError("no weight file at a\nb\x1b[0m\udcff.pth")) == r"no weight file at a\nb\x1b[0m\udcff.pth"
+
+
+STREAMS = {
+    "closed pipe": "{program} | true; exit ${{PIPESTATUS[0]}}",
+    "closed pipe of both": "{program} 2>&1 | true; exit ${{PIPESTATUS[0]}}",
+    "no stdout": "{program} >&-",
+    "no stderr": "{program} 2>&-",
+    "no stream at all": "{program} <&- >&- 2>&-",
+    "full disk": "{program} >/dev/full 2>/dev/full",
+}
+PROGRAM = """
+import os, subprocess, sys, time
+from streams import steady_streams
+time.sleep(0.1)  # the reader of a pipe has left
+with steady_streams():
+    with open("work", "w") as file:
+        print("x" * 100_000, flush=True)
+        print("x", file=sys.stderr)
+        try:
+            os.write(1, b"of a C library")
+        except OSError:
+            pass
+        subprocess.run("echo x; echo x >&2", shell=True)
+        print("not flushed")
+        file.write("done")
+sys.exit(3)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shells of Unix")
+@pytest.mark.parametrize("streams", STREAMS)
+def test_work_is_done_whatever_becomes_of_the_output(streams: str, tmp_path) -> None:
+    """A run of days that ends as nobody reads what it prints; a data file that gets stdout's number, and its text."""
+    program = f"'{sys.executable}' -c '{PROGRAM}'"
+    command = ["bash", "-c", STREAMS[streams].format(program=program)]
+    result = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert result.returncode == 3 and b"Traceback" not in result.stderr, result.stderr
+    assert (tmp_path / "work").read_text() == "done"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors", "printed"),
+    [
+        ("ascii", "strict", rb"Lov\xe1sz \u4f60 \udcff"),
+        ("utf-8", "strict", b"Lov\xc3\xa1sz \xe4\xbd\xa0 \\udcff"),
+        ("ascii", "surrogateescape", b"Lov\\xe1sz \\u4f60 \xff"),  # the C locale: names are copied as they came
+    ],
+)
+def test_what_a_terminal_cannot_show_is_escaped(encoding, errors, printed, tmp_path, monkeypatch) -> None:
+    """A traceback for a path or a name, where the terminal's encoding lacks a character."""
+    with open(tmp_path / "out", "w", encoding=encoding, errors=errors) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as ended:
+            run_cli(lambda: print("Lovász 你 \udcff"))
+        assert ended.value.code is None and sys.stdout is stream
+    assert (tmp_path / "out").read_bytes() == printed + b"\n"
+
+
+def test_streams_in_memory_stay(monkeypatch) -> None:
+    """A notebook or a test whose own stream is passed over."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with steady_streams():
+        print("x")
+    assert stream.getvalue() == "x\n"
+
+
+def test_long_names_are_written(tmp_path) -> None:
+    """A temporary name that is too long where the file's own is not, or that the next run does not find."""
+    for name in ("a" * 255, "é" * 127):
+        write_file(tmp_path / name, b"x")
+        assert (tmp_path / name).read_bytes() == b"x"
+    unfinished_path(tmp_path / ("64_96_" + "a" * 249)).write_text("x")
+    assert len(list(tmp_path.glob(".64_96_*.tmp"))) == 1
+
+
+@pytest.mark.parametrize("name", ["folder", "a" * 256, "a\0b", "none/file"])
+def test_names_that_cannot_be_written_are_refused(name: str, tmp_path) -> None:
+    """A traceback; or a folder that is moved to the name of the previous file."""
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*: choose another name or folder$"):
+        write_file(tmp_path / name, b"x", previous=tmp_path / "previous")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    with pytest.raises(UserError, match="cannot write to"):
+        writable_folder(tmp_path / "a\0b")
+
+
+@pytest.mark.parametrize("name", ["folder", "a" * 256, "a\0b"])
+def test_names_that_are_no_weights_are_refused(name: str, tmp_path) -> None:
+    """A traceback of the file system."""
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="no weight file at"):
+        load_checkpoint(tmp_path / name)
+
+
+def test_damaged_checkpoints_are_refused(tmp_path) -> None:
+    """IndexError, struct.error, AssertionError: what the readers of pickle and zip files raise for damaged ones."""
+    whole = io.BytesIO()
+    state = {"a": torch.ones(2, dtype=torch.float16), "b": torch.ones(2)}
+    torch.save(state, whole, _use_new_zipfile_serialization=False)
+    numbers = random.Random(0)
+    path, refused = tmp_path / "w.pth", set()
+    for _ in range(400):
+        damaged = bytearray(whole.getvalue())
+        damaged[numbers.randrange(2, len(damaged))] = numbers.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_checkpoint(path)
+        except UserError as error:
+            refused.add(str(error).split("(")[1][:12])
+    assert len(refused) > 5
+
+
+def test_objects_in_a_checkpoint_are_named(tmp_path) -> None:
+    """A refusal that leaves people to guess what is wrong with their file."""
+    save_checkpoint(tmp_path / "w.pth", {"args": argparse.Namespace(lr=1)})
+    with pytest.raises(UserError, match=r"Python objects .* \(argparse.Namespace\), which could execute code"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
+def test_tensors_that_are_not_finite_are_named() -> None:
+    """A state of a run that diverged, from which every further epoch is lost."""
+    good = torch.ones(3)
+    check_finite("w.pth", {"model": {"a": good, "n": torch.tensor(1)}, "best": {"class_miou": float("-inf")}})
+    bad = {"model": {"a": good}, "optimizer": {"state": [{}, {"average": torch.tensor([1.0, torch.nan])}]}}
+    with pytest.raises(UserError, match=r"w.pth: 1 of 2 values of optimizer.state.1.average are infinite or not a num"):
+        check_finite("w.pth", bad)
+    with pytest.raises(UserError, match="1 of 1 values of x are"):  # single precision cannot hold it
+        check_finite("w.pth", {"x": torch.tensor([1e300], dtype=torch.float64)})
 
 
 def test_unknown_device_names_the_choices() -> None:

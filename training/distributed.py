@@ -49,7 +49,7 @@ def process_group(device_name: str) -> Iterator[torch.device]:
         raise UserError(f"the {os.environ['WORLD_SIZE']} processes did not find each other ({reason})") from None
     output = sys.stdout
     try:
-        with open(os.devnull, "w") as nowhere:
+        with open(os.devnull, "w", errors="replace") as nowhere:
             sys.stdout = output if is_first() else nowhere
             yield device
     except RuntimeError as error:

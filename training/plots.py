@@ -1,20 +1,48 @@
-"""Plots of a run: training curves and confusion matrix, drawn without a display."""
+"""Plots of a run: training curves and confusion matrix, drawn without a display.
+
+A plot never ends a run: what cannot be drawn or written is one line on stderr, once for each file.
+"""
 
 from __future__ import annotations
 
+import functools
 import io
+import sys
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # explicit: needs neither a display nor global state
 from matplotlib.figure import Figure
 
 from classes import CLASSES
-from utils import write_file
+from utils import printable, write_file
+
+_failed: set[str] = set()  # files that were reported
 
 
+def _never_ending_a_run(plot: Callable[..., None]) -> Callable[..., None]:
+    """Makes a function of a path report that it failed, whatever the reason: the run is worth more than its plots."""
+
+    @functools.wraps(plot)
+    def wrapped(path: str | Path, *arguments: object) -> None:
+        try:
+            # Whatever the user's matplotlibrc says; and glyphs that the font lacks are boxes, without a word.
+            with matplotlib.rc_context({"text.usetex": False}), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                plot(path, *arguments)
+        except Exception as error:
+            if str(path) not in _failed:
+                _failed.add(str(path))
+                print(f"{path} was not drawn ({printable(str(error))[:200]}); the run goes on", file=sys.stderr)
+
+    return wrapped
+
+
+@_never_ending_a_run
 def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
     """Plots losses, scores and learning rate over the epochs.
 
@@ -56,10 +84,11 @@ def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
     low, high = score.get_ylim()
     score.set_ylim(low, high + (high - low) / 8)  # room for the legend above the curves
     score.legend(loc="upper center", ncols=3, fontsize=8)
-    figure.suptitle(textwrap.fill(title, 180, break_on_hyphens=False), fontsize=9)
+    figure.suptitle(_plain(title, 180), fontsize=9, parse_math=False)
     _save(figure, path)
 
 
+@_never_ending_a_run
 def plot_confusion(path: str | Path, confusion: np.ndarray, title: str) -> None:
     """Plots a confusion matrix as shares of each ground-truth row, in percent.
 
@@ -82,8 +111,14 @@ def plot_confusion(path: str | Path, confusion: np.ndarray, title: str) -> None:
     axes.set_yticks(range(len(names)), [f"{name} (absent)" if i in absent else name for i, name in enumerate(names)])
     axes.set_xlabel("prediction")
     axes.set_ylabel("ground truth")
-    axes.set_title(f"{title}\nshare of each ground-truth class, %", fontsize=9)
+    axes.set_title(f"{_plain(title, 120)}\nshare of each ground-truth class, %", fontsize=9, parse_math=False)
     _save(figure, path)
+
+
+def _plain(text: str, width: int) -> str:
+    """Returns a text in at most four lines."""
+    short = printable(text[: 10 * width])
+    return "\n".join(textwrap.wrap(short, width, max_lines=4, placeholder=" ...", break_on_hyphens=False))
 
 
 def _save(figure: Figure, path: str | Path) -> None:

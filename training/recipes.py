@@ -18,7 +18,7 @@ from model import MIN_SIZE
 from training import distributed
 from training.augment import Scales
 from training.losses import LOSSES
-from utils import UserError, load_checkpoint
+from utils import UserError, check_finite, load_checkpoint
 
 OPTIMIZERS = ("adam", "adamw", "muon", "sgd")
 
@@ -201,9 +201,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.resume and args.init_weights:
         raise UserError("--resume and --init_weights were both given; a resumed run has its weights: leave one out")
     # A run that was killed between two renames only has the state before the last one.
-    if args.resume and not Path(args.resume).is_file() and not previous_path(args.resume).is_file():
+    if args.resume and not any(map(os.path.isfile, (args.resume, previous_path(args.resume)))):
         raise UserError(f"--resume: no file at {args.resume}; leave it out to start a new run")
-    if args.init_weights and not Path(args.init_weights).is_file():
+    if args.init_weights and not os.path.isfile(args.init_weights):
         raise UserError(f"--init_weights: no file at {args.init_weights}; leave it out to start from random weights")
 
 
@@ -222,11 +222,12 @@ def load_resumable(path: str) -> dict:
     try:
         state = load_checkpoint(path)
     except UserError as error:
-        if not previous.is_file():
+        if not os.path.isfile(previous):
             raise
         state = load_checkpoint(previous)
         if distributed.is_first():
             print(f"{error}; resuming from {previous}, one epoch earlier", file=sys.stderr)
+    check_finite(path, state)
     if not {"model", "metadata", "optimizer", "history", "best", "args"} <= state.keys():
         raise UserError(f"--resume: {path} cannot be resumed; expected the ..._last.pth of a run")
     return state

@@ -81,7 +81,7 @@ def _open_file(path: Path) -> Source:
     if advice := phone_picture_advice(path):
         raise UserError(f"--input_pic: {path} {advice}")
     try:
-        return Source(f"{path.stem}_result.webm", [_sample(path.stem, path)], capture=open_capture(path))
+        return Source(f"{path.stem}_result.webm", [Sample(path.stem, path, None)], capture=open_capture(path))
     except UserError:
         if readable or path.suffix.lower() in PICTURES:  # what is wrong with the picture is said when it is read
             return picture
@@ -186,7 +186,7 @@ def find_sample(path: Path) -> Sample:
     """Returns a picture, with its label if it lies in the train or val split of a data set in Cityscapes layout."""
     name = frame_name(path.name)
     if name is None:
-        return _sample(path.stem, path)
+        return Sample(path.stem, path, None)
     city = path.absolute().parent
     split = city.parent
     if split.parent.name == "leftImg8bit" and split.name != "test":
@@ -194,12 +194,8 @@ def find_sample(path: Path) -> Sample:
         for suffix, is_train_ids in (("labelIds", False), ("labelTrainIds", True)):
             label = labels / f"{name}_gtFine_{suffix}.png"
             if label.is_file():
-                return _sample(name, path, label, is_train_ids)
-    return _sample(name, path)
-
-
-def _sample(name: str, image: Path, label: Path | None = None, label_is_train_ids: bool = False) -> Sample:
-    return Sample(name, image, label, label_is_train_ids)
+                return Sample(name, path, label, is_train_ids)
+    return Sample(name, path, None)
 
 
 def read_picture(path: Path) -> tuple[np.ndarray, str]:
@@ -207,16 +203,11 @@ def read_picture(path: Path) -> tuple[np.ndarray, str]:
     if wrong := irregular(path):
         raise DataError(f"the picture {path} {wrong}")
     try:
-        image = read_image(path, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error as error:
-        raise DataError(f"the picture {path} cannot be decoded ({error.err or error.code})") from None
+        image = read_image(path, cv2.IMREAD_ANYCOLOR)
     except DataError:
         if advice := phone_picture_advice(path):
             raise DataError(f"the picture {path} {advice}") from None
         raise
-    if image.dtype != np.uint8:  # of an unknown range: divided by 256, 12 bits stored as 16 are black
-        bits = 8 * image.itemsize
-        raise DataError(f"the picture {path} has {bits} bits a channel, expected 8: scale its values and save it anew")
     notes = ["animated, its first picture was taken"] if animation(path) else []
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), "; ".join(["grey, converted to RGB", *notes])
