@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import assert_user_error, run_script
 
-from deploy import read_pictures
+from deploy import find_pictures, read_pictures
 from inference.checkpoints import initial_model, load_model
 from inference.predictor import load_predictor
 from model import FastSCNN
@@ -125,8 +125,9 @@ def test_pictures_for_calibration_come_from_the_whole_folder(tmp_path) -> None:
     """The first city of the alphabet alone, or more pictures than there is time for."""
     for index in range(12):
         cv2.imwrite(str(tmp_path / f"{index:02d}.png"), np.full((2, 2, 3), index, np.uint8))
-    assert [int(picture.max()) for picture in read_pictures(str(tmp_path), 4)] == [0, 3, 6, 9]
-    assert len(read_pictures(str(tmp_path), 5)) == 5 and len(read_pictures(str(tmp_path), 100)) == 12
+    found, _ = find_pictures(tmp_path)
+    assert [int(picture.max()) for picture in read_pictures(found, 4)] == [0, 3, 6, 9]
+    assert len(read_pictures(found, 5)) == 4 and len(read_pictures(found, 100)) == 12
 
 
 class Payload:

@@ -56,7 +56,7 @@ def test_only_what_leaves_the_result_alone_may_change_in_a_resumed_run() -> None
         with contextlib.suppress(UserError):
             compare_settings("last.pth", before, {**before, name: "another"})
             free.add(name)
-    first_only = {"recipe", "resume", "init_weights", "reset_head"}
+    first_only = {"recipe", "resume", "init_weights", "reset_head", "overwrite", "check"}
     places = {"data_path", "output_dir", "cache", "device", "workers", "processes", "save_step", "tensorboard"}
     assert free == first_only | places
 
