@@ -20,7 +20,7 @@ from cityscapesscripts.preparation.json2labelImg import createLabelImage
 from tqdm import tqdm
 
 from street.scene import draw_scene
-from utils import UserError, run_cli, writable_folder, write_file
+from utils import UserError, is_data, run_cli, writable_folder, write_file
 
 CITIES = {"train": "synthville", "val": "samplestadt", "test": "testdorf"}
 LABEL_IMAGES = {  # the converter and the encoding of each
@@ -89,7 +89,7 @@ def write_dataset(output: str | Path, height: int, width: int, train: int, val: 
     ours = {path for files in scenes.values() for path in files}
     for tree in ("leftImg8bit", "gtFine"):
         for path in (output / tree).rglob("*"):
-            if path.is_file() and path not in ours:
+            if path.is_file() and is_data(path.name) and path not in ours:
                 raise UserError(f"{output} holds another data set ({path.name}); choose an empty folder by --output")
     for folder in sorted({path.parent for path in ours}):
         writable_folder(folder)

@@ -200,7 +200,10 @@ def test_regenerates_over_itself_but_over_nothing_else(tmp_path: Path) -> None:
     """Two data sets mixed in one folder: labels of one, pictures of the other."""
     write_dataset(tmp_path, 32, 64, 2, 0, 0, seed=0)
     before = files_of(tmp_path)
+    left = tmp_path / "gtFine" / "._x.png"  # by a system: not another data set
+    left.write_text("x")
     write_dataset(tmp_path, 32, 64, 2, 0, 0, seed=0)
+    left.unlink()
     assert files_of(tmp_path) == before
     with pytest.raises(UserError, match="holds another data set"):
         write_dataset(tmp_path, 32, 64, 1, 0, 0, seed=0)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from dataset import DataError, Sample, png_header, read_image, read_pair
 from loading import ReadLog, frame_loader, naming_dead_workers
-from utils import UserError, writable_folder, write_file
+from utils import UserError, is_data, writable_folder, write_file
 
 VERSION = 1
 INDEX = "index.json"
@@ -260,7 +260,7 @@ def _load_index(folder: Path, root: Path) -> dict[str, Entry]:
         rows = index["frames"].items()
         frames = {name: Entry(source, tuple(shape), tuple(stored)) for name, (source, shape, stored) in rows}
     except FileNotFoundError:
-        if folder.is_dir() and any(found.name[0] != "." for found in folder.iterdir()):
+        if folder.is_dir() and any(is_data(found.name) for found in folder.iterdir()):
             raise UserError(f"{folder} holds files but no cache; name a missing or an empty folder") from None
         return {}
     except OSError as error:
