@@ -13,6 +13,7 @@ import resource
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -391,3 +392,11 @@ def test_little_shared_memory(frames, weights, tmp_path, script: str, workers: i
         assert_user_error(result, "shared memory", "/dev/shm", "--shm-size", "--workers")
     else:
         assert result.returncode == 0, result.stderr
+
+
+def test_training_needs_no_posix_system_without_a_cache(frames, tmp_path, monkeypatch) -> None:
+    """File locks, which Windows lacks, asked for by a run that builds no cache; or a traceback by one that does."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert train(frames, tmp_path / "out", "--epochs", 1).returncode == 0
+    result = train(frames, tmp_path / "cached", "--epochs", 1, "--cache", tmp_path / "cache")
+    assert_user_error(result, "--cache needs file locks")
