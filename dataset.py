@@ -183,11 +183,16 @@ def check_values(path: str | Path, found: np.ndarray, train_ids: bool) -> None:
         raise DataError(f"{path} has values outside the label table: {wrong}; expected {expected}")
 
 
+def _check_regular(path: str | Path, what: str) -> None:
+    """Raises DataError for what is not a regular file: a pipe, say, could keep us waiting for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise DataError(f"the {what} {path} is not a regular file; replace it or remove it")
+
+
 def _read_file(path: str | Path, what: str) -> np.ndarray:
-    """Returns the bytes of a regular file; another, such as a pipe, could keep us waiting for ever."""
+    """Returns the bytes of a file."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError(f"the {what} {path} is not a regular file; replace it or remove it")
+        _check_regular(path, what)
         return np.fromfile(path, np.uint8)
     except OSError as error:
         raise DataError(f"cannot read the {what} {path} ({error.strerror}); get it again or remove it") from None
@@ -301,8 +306,7 @@ def png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
         DataError: the file cannot be read, is empty or truncated; `what` it should hold is named.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError(f"the {what} {path} is not a regular file; replace it or remove it")
+        _check_regular(path, what)
         with open(path, "rb") as file:
             head = file.read(26)
             if head and not head.startswith(b"\x89PNG"):

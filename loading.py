@@ -248,7 +248,7 @@ def check_frames(samples: Sequence[Sample], split: str, workers: int, decode_ima
     Raises:
         DataError: a file is missing, damaged, of a wrong kind or size, or a value is outside the label table.
     """
-    loader = frame_loader(_Checked(samples, decode_images), workers, batch_size=None, collate_fn=_as_it_is)
+    loader = frame_loader(_Checked(samples, decode_images), workers, batch_size=None, collate_fn=as_it_is)
     check = Check(split)
     with naming_dead_workers(loader):
         for size, values in tqdm(loader, f"check {split}", leave=False, disable=None, unit="frame"):
@@ -285,5 +285,6 @@ class _Checked(Dataset):
         return size, values
 
 
-def _as_it_is(item: object) -> object:
+def as_it_is(item: object) -> object:
+    """Returns an item of a loader without batches unchanged; PyTorch would turn arrays into tensors."""
     return item

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dataset import DataError, Sample, png_header, read_image, read_pair
-from loading import ReadLog, frame_loader, naming_dead_workers
+from loading import ReadLog, as_it_is, frame_loader, naming_dead_workers
 from utils import UserError, is_data, writable_folder, write_file
 
 VERSION = 1
@@ -119,7 +119,7 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
                 flush=True,
             )
             data = _Build(folder, root, [by_name[name] for name in todo], [name in frames for name in todo])
-            loader = frame_loader(data, workers, batch_size=None, collate_fn=_as_it_is)
+            loader = frame_loader(data, workers, batch_size=None, collate_fn=as_it_is)
             try:
                 with naming_dead_workers(loader):
                     for name, frame in tqdm(loader, f"cache {folder}", disable=None, unit="frame", leave=False):
@@ -168,10 +168,6 @@ class _Build(Dataset):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(header).encode().ljust(PAGE) + pixels.tobytes(), durable=True)
         return Entry(source, label.shape, _size_and_time(path.stat()))
-
-
-def _as_it_is(item: tuple[str, Entry]) -> tuple[str, Entry]:
-    return item
 
 
 def _check_file(path: Path, source: list[int]) -> tuple[int, int] | None:
