@@ -1,12 +1,172 @@
-"""The Cityscapes classes: the official label table, its look-up tables and palette."""
+"""What a class is: names, colors, categories, and what the values of label files mean; CITYSCAPES is the default.
+
+Nothing else knows the table of Cityscapes.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 IGNORE_INDEX = 255  # pixels of this train id count neither in the loss nor in a score
+MOST_CLASSES = 255  # train ids 0 to 254
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LabelFormat:
+    """How the values of label files become train ids. Equal formats are equal objects; they can be pickled.
+
+    Attributes:
+        train_ids: each known value of a file, 0 to 255, and its train id or IGNORE_INDEX.
+        expected: the known values in words, for messages: "label ids 0-33".
+        names: what values mean, where that is more than the name of their class.
+        ignore_unknown: other values are ignored; else they are refused.
+        colors: labels are pictures in color: each color and its train id or IGNORE_INDEX. `train_ids` then holds train
+            ids themselves, which is what such a label is read as.
+        advice: what to do about an unknown value, for messages.
+    """
+
+    train_ids: tuple[tuple[int, int], ...]
+    expected: str
+    names: tuple[tuple[int, str], ...] = ()
+    ignore_unknown: bool = False
+    colors: tuple[tuple[RGB, int], ...] = ()
+    advice: str = ""
+
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """(256,) uint8: from a value to its train id; IGNORE_INDEX for unknown values."""
+        table = np.full(256, IGNORE_INDEX, np.uint8)
+        for value, train_id in self.train_ids:
+            table[value] = train_id
+        return table
+
+    @functools.cached_property
+    def known(self) -> np.ndarray:
+        """(256,) bool: whether a value may occur. No train id marks the others: all of them can be classes."""
+        known = np.full(256, self.ignore_unknown)
+        known[[value for value, _ in self.train_ids]] = True
+        return known
+
+    @functools.cached_property
+    def file_values(self) -> np.ndarray:
+        """(256,) uint8: from a train id to the lowest value that means it; ignored pixels: see classes.Classes."""
+        values = np.full(256, IGNORE_INDEX, np.uint8)
+        for value, train_id in sorted(self.train_ids, reverse=True):
+            values[train_id] = value
+        return values
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set or of a network; a class's train id is its place.
+
+    Attributes:
+        names: 2 to 255, all different.
+        colors: RGB of each.
+        categories: name and train ids of groups of classes, which are scored too; may be empty.
+        labels: what the values of label files mean.
+        label_names: names under which the scores are written, in order, with those of labels that are no class; those
+            of the classes if empty.
+        named: false if a weight file gave no names, and these are made up.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[RGB, ...]
+    categories: tuple[tuple[str, tuple[int, ...]], ...]
+    labels: LabelFormat
+    label_names: tuple[str, ...] = ()
+    named: bool = True
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @functools.cached_property
+    def palette(self) -> np.ndarray:
+        """(256, 3) uint8: from a train id to RGB; black for ignored pixels."""
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: len(self)] = self.colors
+        return palette
+
+    def as_dict(self) -> dict:
+        """Returns what a weight file says of its classes, in plain values; the values of label files are not in it."""
+        return {
+            "names": list(self.names),
+            "colors": [list(color) for color in self.colors],
+            "categories": {name: list(members) for name, members in self.categories},
+        }
+
+    @classmethod
+    def from_dict(cls, entries: Mapping) -> Classes:
+        """Returns the classes that as_dict describes; CITYSCAPES itself if the names are the same.
+
+        Raises:
+            ValueError, TypeError, KeyError: they are not described as as_dict does.
+        """
+        names = tuple(entries["names"])
+        if names == CITYSCAPES.names:
+            return CITYSCAPES
+        colors = tuple((int(r), int(g), int(b)) for r, g, b in entries["colors"])
+        categories = tuple((str(name), tuple(map(int, ids))) for name, ids in entries.get("categories", {}).items())
+        if not 2 <= len(names) == len(colors) <= MOST_CLASSES or not all(isinstance(name, str) for name in names):
+            raise ValueError("expected 2 to 255 names, with a color each")
+        return cls(names, colors, categories, plain_labels(len(names)))
+
+    @classmethod
+    def unnamed(cls, count: int) -> Classes:
+        """Returns classes for weights that do not say theirs: those of Cityscapes if there are as many."""
+        if count == len(CITYSCAPES):
+            return CITYSCAPES
+        names = tuple(f"class_{index}" for index in range(count))
+        return cls(names, distinct_colors(count), (), plain_labels(count), named=False)
+
+
+def plain_labels(count: int) -> LabelFormat:
+    """Returns the format of label files that hold train ids."""
+    ids = (*range(count), IGNORE_INDEX)
+    return LabelFormat(tuple((index, index) for index in ids), f"train ids 0-{count - 1} and {IGNORE_INDEX}")
+
+
+def distinct_colors(count: int, given: Mapping[int, RGB] | None = None) -> tuple[RGB, ...]:
+    """Returns colors that are well apart, those that are given among them.
+
+    Each is the one of a grid whose distance from black, white and all before it is the largest, in CIELAB. More classes
+    therefore change no color of the first ones.
+
+    Args:
+        count: at most 255.
+        given: from train ids to their colors.
+    """
+    given = dict(given or {})
+    levels = np.linspace(0, 255, 12).round().astype(np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    places = _cielab(grid)
+    distance = np.full(len(grid), np.inf)
+    colors = []
+    for color in ((0, 0, 0), (255, 255, 255), *given.values()):
+        distance = np.minimum(distance, np.linalg.norm(places - _cielab(np.array([color])), axis=1))
+    for index in range(count):
+        if index not in given:
+            best = int(distance.argmax())
+            distance = np.minimum(distance, np.linalg.norm(places - places[best], axis=1))
+            given[index] = tuple(int(value) for value in grid[best])
+        colors.append(given[index])
+    return tuple(colors)
+
+
+def _cielab(rgb: np.ndarray) -> np.ndarray:
+    """Returns the (N, 3) CIELAB values of (N, 3) sRGB colors. Source: IEC 61966-2-1 and CIE 15, white point D65."""
+    linear = rgb / 255.0
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ matrix.T / (0.9505, 1.0, 1.089)
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
 
 
 class Label(NamedTuple):
@@ -16,7 +176,7 @@ class Label(NamedTuple):
     id: int
     train_id: int
     category: str
-    color: tuple[int, int, int]
+    color: RGB
 
 
 # Source: cityscapesscripts.helpers.labels 2.3.0; a test compares them. `license plate` (id -1) is in no label file.
@@ -56,21 +216,22 @@ LABELS = (
     Label("motorcycle", 32, 17, "vehicle", (0, 0, 230)),
     Label("bicycle", 33, 18, "vehicle", (119, 11, 32)),
 )
-CLASSES = tuple(sorted((label for label in LABELS if label.train_id != IGNORE_INDEX), key=lambda label: label.train_id))
-NUM_CLASSES = len(CLASSES)
-CATEGORIES = tuple(dict.fromkeys(label.category for label in LABELS))  # in the official order, void first
-
-INVALID = 254  # marks values in the look-up tables that the label table lacks
 
 
-def _table(pairs: dict[int, int]) -> np.ndarray:
-    table = np.full(256, INVALID, np.uint8)
-    table[list(pairs)] = list(pairs.values())
-    return table
+def _cityscapes() -> Classes:
+    rows = sorted((row for row in LABELS if row.train_id != IGNORE_INDEX), key=lambda row: row.train_id)
+    categories = tuple(
+        (category, tuple(row.train_id for row in rows if row.category == category))
+        for category in dict.fromkeys(row.category for row in LABELS)  # in the official order, void first
+    )
+    ids = LabelFormat(
+        train_ids=tuple((row.id, row.train_id) for row in LABELS),
+        expected="label ids 0-33",
+        names=tuple((row.id, row.name) for row in LABELS),
+    )
+    names, colors = tuple(row.name for row in rows), tuple(row.color for row in rows)
+    return Classes(names, colors, categories, ids, label_names=tuple(row.name for row in LABELS))
 
 
-ID_TO_TRAIN_ID = _table({label.id: label.train_id for label in LABELS})
-TRAIN_ID_TO_TRAIN_ID = _table({label.train_id: label.train_id for label in LABELS})
-TRAIN_ID_TO_ID = _table({**{label.train_id: label.id for label in CLASSES}, IGNORE_INDEX: 0})
-PALETTE = np.zeros((256, 3), np.uint8)  # train id to RGB, black for ignored pixels
-PALETTE[:NUM_CLASSES] = [label.color for label in CLASSES]
+CITYSCAPES = _cityscapes()
+CITYSCAPES_TRAIN_IDS = plain_labels(len(CITYSCAPES))  # of a frame that only has labelTrainIds
