@@ -14,7 +14,7 @@ import pytest
 from conftest import assert_user_error, run_script
 
 import viewer
-from classes import PALETTE
+from classes import CITYSCAPES
 from dataset import find_samples, read_pair
 from images import read_image
 from inference.predictor import load_predictor
@@ -51,9 +51,9 @@ def test_panels_are_picture_truth_and_prediction(frames, weights, tmp_path) -> N
     image, label = read_pair(find_samples(frames, "val")[0])
     assert drawn.shape[1] == 3 * 96 and drawn.shape[0] >= 64 + LEGEND_ROW
     np.testing.assert_array_equal(drawn[:64, :96], image)
-    np.testing.assert_array_equal(drawn[:64, 96:192], PALETTE[label])
+    np.testing.assert_array_equal(drawn[:64, 96:192], CITYSCAPES.palette[label])
     colors = {tuple(color) for color in drawn[:64, 192:].reshape(-1, 3)}
-    assert colors <= {tuple(color) for color in PALETTE[:19]}
+    assert colors <= {tuple(color) for color in CITYSCAPES.palette[:19]}
 
 
 def test_test_split_has_no_truth_panel(frames, weights, tmp_path) -> None:
