@@ -94,7 +94,7 @@ def scored(weights: Path, frames: Path, results: Path) -> Scores:
     network = torch_network(load_model(weights)[0], torch.device("cpu"), "fp32", compiled=False)
     samples = find_samples(frames, "train")
     writer = PredictionWriter(results / "ids", samples, CITYSCAPES, results / "color")
-    return evaluate(network, samples, writer=writer, with_loss=True)
+    return evaluate(network, samples, CITYSCAPES, writer=writer, with_loss=True)
 
 
 def files_below(folder: Path) -> dict[Path, bytes]:
