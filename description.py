@@ -77,3 +77,14 @@ def _described(path: str, root: str | None) -> DataSet:
     if unknown:
         print(f"warning: {path}: unknown keys are not used: {_listed(unknown)}", file=sys.stderr)
     return DataSet(path, classes, functools.partial(find_frames, layout), tuple(splits), described=True)
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that name a data set."""
+    default = default_data_path()
+    parser.add_argument(
+        "--data_path", default=default, help="folder in Cityscapes layout, or a .yaml file that describes a data set"
+    )
+    parser.add_argument(
+        "--data_root", metavar="DIR", help="with a .yaml file: the folder that its paths are relative to"
+    )
