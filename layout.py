@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from classes import LabelFormat
-from dataset import IMAGE_ENDINGS, DataError, Sample
-from strict_yaml import quoted
+from dataset import Sample
+from images import IMAGE_ENDINGS, DataError
+from streams import quoted
 from utils import files_below, is_data
 
 LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -64,15 +65,15 @@ def find_frames(layout: Layout, split: str) -> list[Sample]:
         found = [_search(layout, split, entry) for entry in layout.splits[split]]
         named = [picture for search in found for picture in search.pictures]
         frames = _named(dict.fromkeys(named), _common(search.base for search in found))
-        labels = _Labels(layout)
-        pairs = {picture: None if split == "test" else labels.of(picture) for picture in frames}
+        finder = LabelFinder(layout)
+        pairs = {picture: None if split == "test" else finder.label(picture) for picture in frames}
     except DataError as error:
         raise DataError(f"{layout.file}: {error}") from None
 
     for count, what in (
         (len(named) - len(frames), "pictures that are named twice are read once"),
         (sum(search.foreign for search in found), "pictures end as no key of label_suffix does and are left out"),
-        (labels.without_picture(pairs, found), "labels have no picture"),
+        (finder.without_picture(pairs, found), "labels have no picture"),
     ):
         if count:
             print(f"note: {layout.file}: {split}: {count} {what}", file=sys.stderr)
@@ -114,7 +115,9 @@ def _collect(layout: Layout, split: str, entry: str, places: Sequence[Path]) -> 
     if not pictures:
         ends = " or ".join(old for old, _ in layout.suffixes)
         kind = f"picture that ends with {quoted(ends)}" if files else f"picture ({', '.join(IMAGE_ENDINGS)})"
-        raise DataError(f"`{split}` names {quoted(entry)}, which holds no {kind}; name another folder below {layout.root}")
+        raise DataError(
+            f"`{split}` names {quoted(entry)}, which holds no {kind}; name another folder below {layout.root}"
+        )
     ends = tuple(new for _, new in layout.suffixes)
     foreign = sum(not (path.name.endswith(ends) or layout.suffix(path)) for path in files) if ends else 0
     base = _common(place if place in folders else place.parent for place in places)
@@ -163,14 +166,22 @@ def _named(pictures: Iterable[Path], common: Path) -> dict[Path, tuple[str, str]
     return {picture: key for key, picture in places.items()}
 
 
-class _Labels:
+class LabelFinder:
     """The label files of pictures; each folder is listed once."""
 
     def __init__(self, layout: Layout):
         self.layout = layout
         self._listings: dict[Path, dict[str, list[str]]] = {}
 
-    def of(self, picture: Path) -> Path:
+    def sample(self, path: Path) -> Sample:
+        """Returns a picture, with its label if there is one."""
+        try:
+            label = self.label(absolute(path))
+        except DataError:
+            label = None
+        return Sample(path.stem, path, label, self.layout.labels)
+
+    def label(self, picture: Path) -> Path:
         """Returns the label of a picture: with the ending that it should have, else with another one."""
         layout = self.layout
         folder = self._folder(picture)

@@ -8,16 +8,11 @@ from pathlib import Path
 
 import yaml
 
-from dataset import DataError
+from images import DataError
+from streams import quoted
 
 MOST_BYTES = 1_000_000
 MOST_EXPANDED = 4 * MOST_BYTES  # nodes and characters; a file of MOST_BYTES without aliases has fewer
-MOST_QUOTED = 80
-
-
-def quoted(value: object) -> str:
-    """Returns a value from a file for a message: in one line, at most 80 characters."""
-    return _shortened(repr(value))
 
 
 def load_yaml(path: str | Path) -> object:
@@ -64,7 +59,7 @@ def _read_text(path: str | Path) -> str:
 
 def _shortened(text: str | None) -> str:
     line = " ".join((text or "it is no YAML").split())
-    return line if len(line) <= MOST_QUOTED else f"{line[: MOST_QUOTED - 3]}..."
+    return line if len(line) <= 80 else f"{line[:77]}..."
 
 
 def _expanded(node: yaml.Node, sizes: dict[int, int | None]) -> int:
