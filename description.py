@@ -40,8 +40,8 @@ def open_data(path: str, root: str | None = None) -> DataSet:
         return _described(path, root)
     if root is not None:
         raise UserError(
-            f"--data_root replaces the `path` of a description (.yaml), and {path} is none; name the folder of the data "
-            "with --data_path alone"
+            f"--data_root replaces the `path` of a description (.yaml), and {path} is none; name the folder of the "
+            "data with --data_path alone"
         )
     return cityscapes_folder(path)
 
@@ -148,29 +148,19 @@ def read_classes(content: dict, file: str) -> Classes:
         DataError: names, colors, categories or the meaning of label values are missing or contradict each other.
     """
     names = _names(content)
-    binary = len(names) == 1
-    if binary:
+    if len(names) == 1:
         names = ("background", *names)
     if len(set(names)) < len(names):
         twice = next(name for index, name in enumerate(names) if name in names[:index])
         raise DataError(f"two classes have the name {quoted(twice)}; give each its own")
     given = {index: _color("colors", value) for index, value in _by_class(content, "colors", names)}
     _refuse_twice("colors", list(given.values()))
-    unmapped = content.get("unmapped", "refuse")
-    if unmapped not in ("refuse", "ignore"):
-        raise DataError(f"`unmapped` is {quoted(unmapped)}, expected refuse or ignore")
-    meanings = [key for key in ("label_mapping", "label_colors") if content.get(key) is not None]
-    if len(meanings) == 2:
+    if content.get("unmapped", "refuse") not in ("refuse", "ignore"):
+        raise DataError(f"`unmapped` is {quoted(content['unmapped'])}, expected refuse or ignore")
+    if content.get("label_mapping") and content.get("label_colors"):
         raise DataError("it has label_mapping and label_colors; keep the one that its labels need")
-    if meanings == ["label_colors"]:
-        labels = _colored_labels(content, names, file)
-    else:
-        labels = _valued_labels(content, names, file, binary)
-    reached = {train_id for _, train_id in labels.colors} or set(_mapping(content, names).values())
-    if binary and meanings and 1 not in reached:
-        raise DataError(
-            f"`{meanings[0]}` leaves one class: with one name, 0 is background and 1 is {quoted(names[1])}; give 1 too"
-        )
+    meaning = _colored_labels if content.get("label_colors") else _valued_labels
+    labels = meaning(content, names, file)
     return Classes(names, distinct_colors(len(names), given), _categories(content, names), labels)
 
 
@@ -282,18 +272,35 @@ def _mapping(content: dict, names: tuple[str, ...]) -> dict[int, int]:
     return {number: train_id for number, train_id in found.items() if 0 <= number <= 255}
 
 
-def _valued_labels(content: dict, names: tuple[str, ...], file: str, binary: bool) -> LabelFormat:
+def _valued_labels(content: dict, names: tuple[str, ...], file: str) -> LabelFormat:
     """Returns the format of labels whose pixels are values; those that label_mapping lacks may be train ids."""
     mapping = _mapping(content, names)
     plain = plain_labels(len(names))
-    if binary and not mapping:
-        mapping = {IGNORE_INDEX: 1}  # masks of 0 and 1, or of 0 and 255
+    alternatives = ()
+    if _is_binary(content):
+        moved = {train_id for value, train_id in mapping.items() if value != train_id}
+        if 0 in moved and 1 not in mapping.values():
+            raise _one_class("label_mapping", names)
+        if not mapping:
+            mapping, alternatives = {IGNORE_INDEX: 1}, (1, IGNORE_INDEX)
     known = tuple(sorted({**dict(plain.train_ids), **mapping}.items()))
     return LabelFormat(
         known,
         _ranges([value for value, _ in known]) if mapping else plain.expected,
         ignore_unknown=content.get("unmapped") == "ignore",
+        alternatives=alternatives,
         advice="; for pixels that should not count write label_mapping: {..., {values}} or unmapped: ignore in " + file,
+    )
+
+
+def _is_binary(content: dict) -> bool:
+    """Returns whether a description has one name, to which the background is added."""
+    return len(_names(content)) == 1
+
+
+def _one_class(key: str, names: tuple[str, ...]) -> DataError:
+    return DataError(
+        f"`{key}` leaves one class: beside a single name, 0 is the background and 1 is {quoted(names[1])}; give 1 too"
     )
 
 
@@ -316,6 +323,8 @@ def _colored_labels(content: dict, names: tuple[str, ...], file: str) -> LabelFo
         several = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
         colors += [(_color("label_colors", one), train_id) for one in several]
     _refuse_twice("label_colors", [color for color, _ in colors])
+    if _is_binary(content) and 1 not in dict(colors).values():
+        raise _one_class("label_colors", names)
     return LabelFormat(
         plain_labels(len(names)).train_ids,
         "the colors of label_colors",
