@@ -71,12 +71,12 @@ def find_frames(layout: Layout, split: str) -> list[Sample]:
         raise DataError(f"{layout.file}: {error}") from None
 
     for count, what in (
-        (len(named) - len(frames), "pictures that are named twice are read once"),
-        (sum(search.foreign for search in found), "pictures end as no key of label_suffix does and are left out"),
-        (finder.without_picture(pairs, found), "labels have no picture"),
+        (len(named) - len(frames), "pictures named more than once, read once"),
+        (sum(search.foreign for search in found), "pictures left out, because they end as no key of label_suffix"),
+        (finder.without_picture(pairs, found), "labels without a picture"),
     ):
         if count:
-            print(f"note: {layout.file}: {split}: {count} {what}", file=sys.stderr)
+            print(f"note: {layout.file}: {split}: {what}: {count}", file=sys.stderr)
     order = sorted(frames, key=frames.get)
     return [Sample(frames[path][1], path, pairs[path], layout.labels, frames[path][0]) for path in order]
 

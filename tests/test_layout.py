@@ -114,7 +114,8 @@ def test_test_split_has_no_labels(one: Path) -> None:
         ({"images/10k": "labels/sem_seg/masks"}, {}, "images/10k/train/x.jpg", "labels/sem_seg/masks/train/x.png"),
         ({"train": "trainannot", "val": "valannot"}, {}, "train/x.png", "trainannot/x.png"),
         ({"images": "masks", "images/a": "of_a"}, {}, "images/a/x.jpg", "of_a/x.png"),
-        ({"rgb_anon": "gt"}, {"_rgb_anon.png": "_gt_labelIds.png"}, "rgb_anon/fog/x_rgb_anon.png", "gt/fog/x_gt_labelIds.png"),
+        ({"rgb_anon": "gt"}, {"_rgb_anon.png": "_gt_labelIds.png"},
+         "rgb_anon/fog/x_rgb_anon.png", "gt/fog/x_gt_labelIds.png"),
         ({"images": "images"}, {".jpg": "_mask.png"}, "images/x.jpg", "images/x_mask.png"),
     ],
 )  # fmt: skip
@@ -159,14 +160,14 @@ def test_a_picture_named_twice_is_read_once(tmp_path: Path, capsys: pytest.Captu
     """Overlapping entries count frames twice without a word."""
     put(tmp_path, "images/a/x.png", "masks/a/x.png")
     assert len(opened(tmp_path, train=["images", "images/a"]).find("train")) == 1
-    assert "train: 1 pictures that are named twice are read once" in capsys.readouterr().err
+    assert "train: pictures named more than once, read once: 1" in capsys.readouterr().err
 
 
 def test_labels_without_a_picture_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Half of the pictures got lost on the way, and nobody says so."""
     put(tmp_path, "images/x.png", *(f"masks/{name}.png" for name in "xyz"), "masks/.hidden.png")
     opened(tmp_path).find("train")
-    assert capsys.readouterr().err.endswith("data.yaml: train: 2 labels have no picture\n")
+    assert capsys.readouterr().err.endswith("data.yaml: train: labels without a picture: 2\n")
 
 
 def test_other_files_of_a_label_folder_are_no_labels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -174,8 +175,8 @@ def test_other_files_of_a_label_folder_are_no_labels(tmp_path: Path, capsys: pyt
     put(tmp_path, "img/a_im.png", "gt/a_ids.png", "gt/a_color.png", "gt/b_ids.png", "img/notes.png")
     opened(tmp_path, train="img", masks_dir={"img": "gt"}, label_suffix={"_im.png": "_ids.png"}).find("train")
     first, second = capsys.readouterr().err.splitlines()
-    assert first.endswith("1 pictures end as no key of label_suffix does and are left out")
-    assert second.endswith("1 labels have no picture")
+    assert first.endswith("left out, because they end as no key of label_suffix: 1")
+    assert second.endswith("labels without a picture: 1")
 
 
 def test_viewer_sample_without_a_label(one: Path) -> None:

@@ -28,7 +28,7 @@ def describe(root: Path, text: str = "", **keys: object) -> Path:
     """Writes a description with these keys, or this text."""
     root.mkdir(parents=True, exist_ok=True)
     file = root / "data.yaml"
-    file.write_text(text or yaml.safe_dump(keys))
+    file.write_text(text or yaml.safe_dump(keys, sort_keys=False))
     return file
 
 
