@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from classes import CLASSES
+from classes import CITYSCAPES
 from deploy import find_pictures, read_pictures
 from inference.backends import METADATA, PRECISIONS, Uint8Network, export_metadata, openvino_network, torch_network
 from inference.checkpoints import load_model
@@ -150,7 +150,7 @@ def test_labels_of_a_checkpoint_agree(backend: str, precision: str, model, pictu
 def test_dynamic_file_is_right_at_every_size(backend: str, exported, model, pictures) -> None:
     """A pooling matrix that was traced as a constant gives wrong logits at every other size, without an error."""
     network, metadata = load_network(exported, "auto", backend)
-    assert metadata["classes"][0] == "road" and metadata["palette"][0] == list(CLASSES[0].color)
+    assert metadata["classes"][0] == "road" and metadata["palette"][0] == list(CITYSCAPES.colors[0])
     for picture in pictures:
         batch = torch.from_numpy(picture)[None]
         with torch.no_grad():

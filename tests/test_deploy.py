@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import assert_user_error, run_script
 
+from classes import CITYSCAPES
 from deploy import find_pictures, read_pictures
 from inference.checkpoints import initial_model, load_model
 from inference.predictor import load_predictor
@@ -58,8 +59,8 @@ def test_a_head_of_another_size_is_reset_only_when_asked_for(tmp_path, capsys) -
     """Fine-tuning that leaves a head random without a note, or never takes the weights of another data set."""
     torch.save(FastSCNN(num_classes=11).state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError, match="2 of another shape"):
-        initial_model(tmp_path / "w.pth", aux=False, reset_head=False)
-    model = initial_model(tmp_path / "w.pth", aux=False, reset_head=True)
+        initial_model(tmp_path / "w.pth", CITYSCAPES, aux=False, reset_head=False)
+    model = initial_model(tmp_path / "w.pth", CITYSCAPES, aux=False, reset_head=True)
     assert "2 tensors random, not from the file (classifier.conv.weight" in capsys.readouterr().err
     saved = torch.load(tmp_path / "w.pth")
     same = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, saved[name])]
