@@ -50,7 +50,7 @@ def _read_text(path: str | Path) -> str:
         size = os.path.getsize(path)
         if size > MOST_BYTES:
             raise DataError(f"{path} has {size:,} bytes, expected a description of at most {MOST_BYTES:,}")
-        return Path(path).read_text(encoding="utf-8-sig")
+        return Path(path).read_text(encoding="utf-8")  # PyYAML skips a byte order mark
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}); check its permissions") from None
     except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_sets import NAMES, describe, put
 
 from classes import plain_labels
-from dataset import read_pair
+from dataset import check_headers, read_pair
 from description import open_data, read_classes
 from images import DataError, _colors_to_train_ids, read_label
 
@@ -54,6 +54,9 @@ def test_other_colors_are_refused_or_ignored(tmp_path: Path) -> None:
         r"label_colors; .*\{\.\.\., ignore_label: \[\[0, 0, 0\]\]\} or unmapped: ignore in data\.yaml",
     ):
         read_pair(open_data(str(file)).find("train")[0])  # fmt: skip
+    file, _ = colored(tmp_path, label_colors={2: RGB[2], 255: [0, 0, 0]})
+    with pytest.raises(DataError, match=r"classes: \[64, 0, 0\], \[128, 0, 0\];"):
+        read_pair(open_data(str(file)).find("train")[0])
     file, truth = colored(tmp_path, label_colors={0: RGB[0], 2: RGB[2]}, unmapped="ignore")
     np.testing.assert_array_equal(read_pair(open_data(str(file)).find("train")[0])[1], truth)
 
@@ -61,10 +64,16 @@ def test_other_colors_are_refused_or_ignored(tmp_path: Path) -> None:
 def test_colors_and_values_are_not_confused(tmp_path: Path) -> None:
     """The wrong kind of label is read as if it were the right one."""
     file, _ = colored(tmp_path)
+    check_headers(open_data(str(file)).find("train"))
+    put(tmp_path, "images/y.png")
+    put(tmp_path, "masks/y.png", value=1)
+    with pytest.raises(DataError, match=r"y\.png has one channel"):
+        check_headers(open_data(str(file)).find("train"))
     put(tmp_path, "masks/x.png", value=1)
     with pytest.raises(DataError, match=r"x\.png has one channel, expected the colors .*label_mapping instead"):
         read_pair(open_data(str(file)).find("train")[0])
     file, _ = colored(tmp_path, label_colors=None)
+    put(tmp_path, "masks/x.png", value=np.ones((8, 12, 3), np.uint8))
     with pytest.raises(
         DataError, match=r"x\.png has 3 channel\(s\) .*unless a description \(\.yaml\) has its label_colors"
     ):

@@ -49,6 +49,8 @@ def test_folders_are_searched_with_the_folders_in_them(tmp_path: Path) -> None:
     """Only the top folder is read, or what a system left there is taken for a picture."""
     put(tmp_path, *(f"{kind}/a/b/x.png" for kind in ("images", "masks")), "images/@eaDir/x.png", "images/.x.png")
     (tmp_path / "images" / "notes.txt").write_text("x")
+    put(tmp_path, "masks/@eaDir/x.png")
+    assert len(opened(tmp_path, train="images/**/*.png").find("train")) == 1
     (sample,) = opened(tmp_path).find("train")
     assert (sample.folder, sample.name, sample.label) == ("a/b", "x", tmp_path / "masks/a/b/x.png")
 
@@ -168,6 +170,8 @@ def test_labels_without_a_picture_are_counted(tmp_path: Path, capsys: pytest.Cap
     put(tmp_path, "images/x.png", *(f"masks/{name}.png" for name in "xyz"), "masks/.hidden.png")
     opened(tmp_path).find("train")
     assert capsys.readouterr().err.endswith("data.yaml: train: labels without a picture: 2\n")
+    opened(tmp_path, train="images/x.*").find("train")  # which leaves pictures, and so labels, to other splits
+    assert not capsys.readouterr().err
 
 
 def test_other_files_of_a_label_folder_are_no_labels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -198,6 +202,7 @@ def test_viewer_sample_without_a_label(one: Path) -> None:
         (["images/x.png"], {"masks_dir": "images"}, r"label of .*images/x\.png would be the picture itself"),
         (["images/x.png", "images/x.jpg", "masks/x.png"], {}, r"x\.jpg and .*x\.png differ only in their ending"),
         (["images/x.png", "masks/x.jpg"], {}, r"masks/x\.jpg is a JPEG, which changes the values"),
+        (["images/x.png", "masks/x_m.jpg"], {"label_suffix": {".png": "_m.jpg"}}, r"masks/x_m\.jpg is a JPEG"),
         (["images/x.png", "masks/x.txt"], {}, r"is .*masks/x\.txt, polygons of YOLO; expected a mask"),
         (["a/images/b/x.png", "a/labels/b/x.txt"], {"train": "a"}, r"is .*labels/b/x\.txt, polygons of YOLO"),
         (["pic/x.png", "pic/x.txt"], {"train": "pic"}, r"is .*pic/x\.txt, polygons of YOLO"),
