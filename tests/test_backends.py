@@ -236,7 +236,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path, exported) -> None:
     metadata = json.loads(entry.value)
     for name, value, message in (
         ("none", None, "was not exported by deploy.py"),
-        ("other", json.dumps({**metadata, "classes": ["a", "b"]}), "is for 2 other classes"),
+        ("other", json.dumps({**metadata, "classes": ["a", "b"]}), "was not exported by deploy.py"),
     ):
         del proto.metadata_props[:]
         if value:
@@ -342,7 +342,7 @@ def _half_the_metadata(xml, weights) -> str:
 
 def _other_classes(xml, weights) -> str:
     xml.write_text(xml.read_text().replace("&quot;road&quot;, ", ""))
-    return "n.xml is for 18 other classes, expected the 19 of Cityscapes"
+    return "n.xml was not exported by deploy.py"  # there is a color more than there are names
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_label_values_outside_the_table_name_the_file(frames) -> None:
         read_label(sample.label)
     label[3, 4] = 19
     with pytest.raises(DataError, match="train ids 0-18"):
-        read_label(sample.label, train_ids=True)
+        read_label(sample.label, CITYSCAPES_TRAIN_IDS)
 
 
 def test_one_frame_name_in_two_folders(tmp_path) -> None:
@@ -207,7 +207,7 @@ def test_what_is_no_regular_file_is_named(frames) -> None:
     second.label.symlink_to("gone.png")
     for path in (first.image, second.label):
         with pytest.raises(DataError, match=path.name):
-            check_frames([first if path == first.image else second], "train", 0, False)
+            check_frames([first if path == first.image else second], "train", CITYSCAPES, 0, False)
         with pytest.raises(DataError, match=path.name):
             (read_image if path == first.image else read_label)(path)
 

@@ -16,7 +16,8 @@ from training.plots import plot_confusion, plot_curves
 def history_of(epochs: int) -> list[dict]:
     """Rows of a statistics file."""
     return [
-        {"epoch": i, "train_loss": 1 / i, "val_loss": 2 / i, "pixel_accuracy": 0.8, "class_miou": 0.5 - 0.1 / i, "class_miou_present": 0.5,
+        {"epoch": i, "train_loss": 1 / i, "val_loss": 2 / i, "pixel_accuracy": 0.8, "class_miou": 0.5 - 0.1 / i,
+         "class_miou_present": 0.5,
          "category_miou": 0.6, "lr": 1e-3} for i in range(1, epochs + 1)
     ]  # fmt: skip
 

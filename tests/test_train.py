@@ -340,7 +340,7 @@ def test_check_prints_what_the_data_set_holds(frames, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("ids", "words"),
     [
-        ([0, 1], ("no pixel of the train split", "0 (unlabeled), 1 (ego vehicle)", "expected label ids of classes")),
+        ([0, 1], ("no pixel of the train split", "0 (unlabeled), 1 (ego vehicle)", "expected label ids 0-33, some")),
         ([7, 0], ("only road has pixels in the train split", "at least two classes")),
     ],
 )

@@ -235,6 +235,7 @@ def test_interrupted_run_keeps_what_was_made(number: int, status: int, frames, w
                 os.kill(os.getpid(), number)
             return predict(image)
 
+        wrapped.classes = CITYSCAPES
         return wrapped
 
     monkeypatch.setattr(viewer, "load_predictor", interrupted_at_the_fifth)
@@ -291,6 +292,7 @@ def test_window_ends_the_run(how: str, tmp_path, monkeypatch) -> None:
         time.sleep(0.02)
         return np.zeros(image.shape[:2], np.uint8)
 
+    slow.classes = CITYSCAPES
     args = viewer.build_parser().parse_args(["--input_pic", name, "--show"])
     shown = viewer.Viewer(
         args, open_source(cityscapes_folder("nowhere"), name), VideoFile(tmp_path / "b.avi", 10), slow
