@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import yaml
 from conftest import assert_user_error, run_script
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_sets import NAMES, describe, opened, put
 
 from classes import CITYSCAPES, IGNORE_INDEX, Classes
 from dataset import read_pair
-from description import open_data, read_classes
+from description import KEYS, open_data, read_classes
 from images import DataError
 from utils import UserError
 
@@ -248,6 +248,29 @@ def test_contradictions_are_refused(keys: dict, message: str, tmp_path: Path) ->
     with pytest.raises(DataError, match=r"data\.yaml: .*" + message) as error:
         opened(tmp_path, **keys)
     assert "\n" not in str(error.value)
+
+
+scalars = st.sampled_from(
+    [None, True, -1, 0, 1, 2, 255, 300, 1.5, float("nan"), "", "0", "images", "images/*", "../x", "a\0"]
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(scalars, inner, max_size=3), max_leaves=6
+)
+WORDS = [*sorted(KEYS), "validation", "unknown"]
+
+
+@settings(max_examples=150)
+@given(st.dictionaries(st.sampled_from(WORDS), values, max_size=6))
+def test_no_description_ends_in_a_traceback(tmp_path_factory: pytest.TempPathFactory, keys: dict) -> None:
+    """A value of a kind that nobody thought of raises in the middle of the code that reads it."""
+    root = tmp_path_factory.getbasetemp() / "any"
+    put(root, "images/x.png", "masks/x.png")
+    try:
+        data = opened(root, **keys)
+        for split in data.splits:
+            data.find(split)
+    except DataError as error:
+        assert "\n" not in str(error)
 
 
 def test_what_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,17 +25,12 @@ def one(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "entry", ["images", "./images", "../images", "images/x.png", ["images"], "images/*.png", "**/x.png"]
+    "entry", ["images", "./images", "../images", "images/x.png", ["images"], "images/*.png", "imag?s"]
 )
 def test_an_entry_is_a_folder_a_picture_a_pattern_or_a_list(entry: str | list, tmp_path: Path) -> None:
     """A form that others read is refused: a list of Roboflow begins with ../ though its folder is beside the file."""
     put(tmp_path, "images/x.png", "masks/x.png")
-    if entry == "**/x.png":
-        put(tmp_path, "masks/images/x.png")
-        (tmp_path / "masks" / "x.png").rename(tmp_path / "masks" / "images" / "y.png")
-        assert list(pairs(opened(tmp_path, test=entry), "test")) == ["images/x.png", "masks/images/x.png"]
-    else:
-        assert pairs(opened(tmp_path, train=entry)) == ONE
+    assert pairs(opened(tmp_path, train=entry)) == ONE
 
 
 def test_parent_folder_wins_over_the_retry_without_it(tmp_path: Path) -> None:
