@@ -29,7 +29,8 @@ class LabelFormat:
         ignore_unknown: other values are ignored; else they are refused.
         colors: labels are pictures in color: each color and its train id or IGNORE_INDEX. `train_ids` then holds train
             ids themselves, which is what such a label is read as.
-        advice: what to do about an unknown value, for messages.
+        advice: what to do about unknown values, for messages; these stand in it for {values}, as ignored ones.
+        alternatives: values that mean the same, of which a file has only one.
     """
 
     train_ids: tuple[tuple[int, int], ...]
@@ -38,6 +39,7 @@ class LabelFormat:
     ignore_unknown: bool = False
     colors: tuple[tuple[RGB, int], ...] = ()
     advice: str = ""
+    alternatives: tuple[int, ...] = ()
 
     @functools.cached_property
     def table(self) -> np.ndarray:
