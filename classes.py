@@ -31,6 +31,8 @@ class LabelFormat:
             ids themselves, which is what such a label is read as.
         advice: what to do about unknown values, for messages; these stand in it for {values}, as ignored ones.
         alternatives: values that mean the same, of which a file has only one.
+        unions: train ids of labels that are coarser than the classes, and those of all classes that each may mean,
+            itself among them, in order.
     """
 
     train_ids: tuple[tuple[int, int], ...]
@@ -40,6 +42,7 @@ class LabelFormat:
     colors: tuple[tuple[RGB, int], ...] = ()
     advice: str = ""
     alternatives: tuple[int, ...] = ()
+    unions: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     @functools.cached_property
     def table(self) -> np.ndarray:

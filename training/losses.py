@@ -1,6 +1,9 @@
 """Losses over pixels: a sum and the count to divide it by, so that processes can first sum up both.
 
 Pixels of IGNORE_INDEX count nowhere; if all pixels are ignored the sum is zero, with zero gradients, never NaN.
+
+With `unions`, a target of K + u, for K classes, means any class of unions[u]: see unions.py. Such a pixel is learnt by
+the sum of their probabilities.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from classes import IGNORE_INDEX
+from unions import Members
 
 LOSSES = ("cross_entropy", "bce", "ohem")
 OHEM_PROBABILITY = 0.7  # Source: arXiv 1604.03540's idea with the threshold that mmsegmentation's OHEM sampler has
@@ -21,7 +25,9 @@ OHEM_LEAST_SHARE = 1 / 16  # of the pixels, which are kept however easy they are
 PIXELS_AT_ONCE = 32768  # their class scores fit into the processor's cache
 
 
-def pixel_loss(name: str, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+def pixel_loss(
+    name: str, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, unions: Members = ()
+) -> tuple[Tensor, Tensor]:
     """Returns the summed loss and the number of pixels in the sum.
 
     Args:
@@ -29,23 +35,44 @@ def pixel_loss(name: str, logits: Tensor, targets: Tensor, label_smoothing: floa
             summed over the classes. ohem: cross-entropy of the hard pixels only, at least 1/16 of all pixels.
         logits: (N, K, H, W).
         targets: (N, H, W) int64 train ids.
-        label_smoothing: probability spread over all classes.
+        label_smoothing: probability spread over all classes, those of a pixel's union among them.
+        unions: not with bce, whose classes are not learnt against each other.
     """
     valid = targets != IGNORE_INDEX
     if name == "bce":
         return _binary_cross_entropy(logits, targets, valid, label_smoothing), valid.sum()
     smoothing = {"ignore_index": IGNORE_INDEX, "label_smoothing": label_smoothing}
-    if name == "cross_entropy":
+    if unions:
+        losses = _union_cross_entropy(logits, targets, valid, label_smoothing, unions)
+        if name == "cross_entropy":
+            return losses.sum(), valid.sum()
+    elif name == "cross_entropy":
         return F.cross_entropy(logits, targets, reduction="sum", **smoothing), valid.sum()
-    losses = F.cross_entropy(logits, targets, reduction="none", **smoothing)
+    else:
+        losses = F.cross_entropy(logits, targets, reduction="none", **smoothing)
     # No look at how many pixels are hard: it would make a GPU wait.
     least = losses.detach().flatten().topk(math.ceil(OHEM_LEAST_SHARE * losses.numel())).values[-1]
     kept = valid & (losses >= least.clamp(max=-math.log(OHEM_PROBABILITY)))
     return (losses * kept).sum(), kept.sum()
 
 
+def _union_cross_entropy(
+    logits: Tensor, targets: Tensor, valid: Tensor, label_smoothing: float, unions: Members
+) -> Tensor:
+    """Returns the (N, H, W) losses; zero for ignored pixels. The score of a union is the logsumexp of its classes'."""
+    scores = [torch.stack([logits[:, k] for k in members], 1).logsumexp(1, keepdim=True) for members in unions]
+    own = torch.cat([logits, *scores], 1).gather(1, targets.where(valid, 0).unsqueeze(1)).squeeze(1)
+    spread = label_smoothing * logits.mean(1) if label_smoothing else 0.0
+    return (logits.logsumexp(1) - (1 - label_smoothing) * own - spread) * valid
+
+
 def upsampled_loss(
-    name: str, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, align_corners: bool = False
+    name: str,
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    align_corners: bool = False,
+    unions: Members = (),
 ) -> tuple[Tensor, Tensor]:
     """Returns pixel_loss of logits that are upsampled to the targets' size, one image at a time.
 
@@ -59,17 +86,22 @@ def upsampled_loss(
         targets: (N, H, W) int64 train ids.
         label_smoothing: as for pixel_loss.
         align_corners: as for interpolate.
+        unions: as for pixel_loss.
     """
-    return _ByImage.apply(logits, targets, name, label_smoothing, align_corners)
+    return _ByImage.apply(logits, targets, name, label_smoothing, align_corners, unions)
 
 
 class _ByImage(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor, name: str, label_smoothing: float, align_corners: bool):
+    def forward(
+        ctx, logits: Tensor, targets: Tensor, name: str, label_smoothing: float, align_corners: bool, unions: Members
+    ):
         sums, counts, gradients = [], [], []
         for small, target in zip(logits.detach().split(1), targets.split(1), strict=True):
             if name == "cross_entropy" and small.is_cpu:
-                summed, gradient = cpu_upsampled_cross_entropy(small[0], target[0], label_smoothing, align_corners)
+                summed, gradient = cpu_upsampled_cross_entropy(
+                    small[0], target[0], label_smoothing, align_corners, unions
+                )
                 sums.append(summed)
                 counts.append((target != IGNORE_INDEX).sum())
                 gradients.append(gradient[None])
@@ -77,7 +109,7 @@ class _ByImage(torch.autograd.Function):
             with torch.enable_grad():
                 small = small.float().requires_grad_()
                 full = F.interpolate(small, target.shape[-2:], mode="bilinear", align_corners=align_corners)
-                summed, pixels = pixel_loss(name, full, target, label_smoothing)
+                summed, pixels = pixel_loss(name, full, target, label_smoothing, unions)
                 gradients += torch.autograd.grad(summed, small)
             sums.append(summed.detach())
             counts.append(pixels)
@@ -89,7 +121,7 @@ class _ByImage(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor, _: Tensor):
         (gradients,) = ctx.saved_tensors
-        return gradients * gradient, None, None, None, None
+        return gradients * gradient, None, None, None, None, None
 
 
 def _sparse(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +130,7 @@ def _sparse(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return F.interpolate(logits.float(), sparse.shape[-2:], mode="bilinear", align_corners=False), sparse
 
 
-def auxiliary_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def auxiliary_loss(logits: Tensor, targets: Tensor, unions: Members = ()) -> tuple[Tensor, Tensor]:
     """Returns the summed cross-entropy of an auxiliary head on every fourth pixel of every fourth row, and the count.
 
     At full size, each of the two heads would cost as much as the main loss, for maps of 1/8 and 1/32.
@@ -106,28 +138,40 @@ def auxiliary_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         logits: (N, K, h, w), smaller than the targets.
         targets: (N, H, W) int64 train ids.
+        unions: as for pixel_loss.
     """
-    return pixel_loss("cross_entropy", *_sparse(logits, targets))
+    return pixel_loss("cross_entropy", *_sparse(logits, targets), unions=unions)
 
 
-def lovasz_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def lovasz_loss(logits: Tensor, targets: Tensor, unions: Members = ()) -> Tensor:
     """Returns the Lovász extension of one minus the IoU, averaged over the classes present in the targets.
 
     It falls as a class's IoU in the batch rises, however few its pixels are. Only every fourth pixel of every fourth
     row is used: sorting all of them would take longer than the network. Source: arXiv 1705.08790, sections 2 and 3.
 
+    A union in the targets is one more class, to which the pixels of its members belong too. Whether its own pixels
+    belong to one of its members is unknown: there they are ignored.
+
     Args:
         logits: (N, K, h, w), smaller than the targets.
         targets: (N, H, W) int64 train ids.
+        unions: as for pixel_loss.
     """
     logits, targets = _sparse(logits, targets)
     labels = targets.flatten()
     valid = labels != IGNORE_INDEX
     probabilities = logits.softmax(1).transpose(0, 1).flatten(1)  # (K, P)
+    for members in unions:
+        joint = torch.stack([probabilities[k] for k in members]).sum(0, keepdim=True)
+        probabilities = torch.cat([probabilities, joint])
     classes = torch.arange(len(probabilities), device=labels.device)
     if labels.is_cpu:  # elsewhere, asking which are present would make the device wait
         classes = torch.bincount(labels[valid], minlength=len(classes)).nonzero().squeeze(1)
-    hot = (labels == classes.unsqueeze(1)).float()  # (classes, P)
+    own = labels == classes.unsqueeze(1)  # (classes, P)
+    hot = own.float()
+    if unions:
+        belongs, known = _memberships(logits.shape[1], unions, labels.device)
+        hot, valid = belongs[classes][:, labels].float(), known[classes][:, labels]
     # An ignored pixel has no error: it sorts last, where it changes nothing.
     errors, order = ((hot - probabilities[classes]).abs() * valid).sort(1, descending=True)
     hot = hot.gather(1, order)
@@ -135,8 +179,26 @@ def lovasz_loss(logits: Tensor, targets: Tensor) -> Tensor:
     total = hot.sum(1, keepdim=True)
     jaccard = 1 - (total - hot.cumsum(1)) / (total + (1 - hot).cumsum(1))
     steps = torch.cat([jaccard[:, :1], jaccard.diff(dim=1)], 1)
-    present = total.squeeze(1) > 0
+    present = own.any(1)
     return ((errors * steps).sum(1) * present).sum() / present.sum().clamp(min=1)
+
+
+@functools.lru_cache(4)
+def _memberships(count: int, unions: Members, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns (K + U, 256) bool: whether the pixels of a target belong to a class or union; and whether that is known.
+
+    Args:
+        count: K.
+        unions: U of them.
+        device: where to keep the tables.
+    """
+    sets = [{k} for k in range(count)] + [set(members) for members in unions]
+    belongs, known = torch.zeros(2, len(sets), 256, dtype=torch.bool)
+    for target, meant in enumerate(sets):
+        for row, members in enumerate(sets):
+            belongs[row, target] = meant <= members
+            known[row, target] = meant <= members or meant.isdisjoint(members)
+    return belongs.to(device), known.to(device)
 
 
 def _binary_cross_entropy(logits: Tensor, targets: Tensor, valid: Tensor, label_smoothing: float) -> Tensor:
@@ -152,7 +214,11 @@ def _binary_cross_entropy(logits: Tensor, targets: Tensor, valid: Tensor, label_
 
 
 def cpu_upsampled_cross_entropy(
-    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, align_corners: bool = False
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    align_corners: bool = False,
+    unions: Members = (),
 ) -> tuple[Tensor, Tensor]:
     """Returns the summed cross-entropy of one image's upsampled logits, and its gradient. For CPUs only.
 
@@ -164,6 +230,7 @@ def cpu_upsampled_cross_entropy(
         targets: (H, W) int64 train ids.
         label_smoothing: as for pixel_loss.
         align_corners: as for interpolate.
+        unions: as for pixel_loss.
 
     Returns:
         The sum, and its gradient with respect to the logits, (K, h, w) float32.
@@ -179,9 +246,14 @@ def cpu_upsampled_cross_entropy(
         weights = weights[:, part]
         scores = weights @ wide[:, part]  # (K, step, W)
         valid = target != IGNORE_INDEX
-        own = target.where(valid, 0)[None]
+        single = target < classes if unions else valid
+        own = target.where(single, 0)[None]
+        own_scores = scores.gather(0, own)[0]
+        joint = _union_pixels(scores, target, unions)
+        for pixels, _, inside in joint:
+            own_scores.view(-1)[pixels] = inside.logsumexp(0)
         highest = scores.amax(0)
-        loss = highest - (1 - label_smoothing) * scores.gather(0, own)[0]
+        loss = highest - (1 - label_smoothing) * own_scores
         if label_smoothing:
             loss -= label_smoothing * scores.mean(0)
         scores.sub_(highest).exp_()
@@ -190,9 +262,28 @@ def cpu_upsampled_cross_entropy(
         scores.mul_(valid / summed)  # softmax; minus the target distribution, it is the gradient
         if label_smoothing:
             scores.sub_(label_smoothing / classes * valid)
-        scores.scatter_add_(0, own, (label_smoothing - 1) * valid[None])
+        scores.scatter_add_(0, own, (label_smoothing - 1) * single[None])
+        for pixels, members, inside in joint:
+            for k, share in zip(members, inside.softmax(0), strict=True):
+                scores[k].view(-1).scatter_add_(0, pixels, (label_smoothing - 1) * share)
         gradient[:, part] += weights.T @ scores
     return total, (gradient.view(-1, size[1]) @ columns).view(logits.shape)
+
+
+def _union_pixels(scores: Tensor, target: Tensor, unions: Members) -> list[tuple[Tensor, tuple[int, ...], Tensor]]:
+    """Returns the n pixels of each union that occurs, its members, and their (members, n) scores.
+
+    Args:
+        scores: (K, H, W).
+        target: (H, W) int64 train ids.
+        unions: as for pixel_loss.
+    """
+    found = []
+    for union, members in enumerate(unions, len(scores)):
+        pixels = (target == union).view(-1).nonzero().squeeze(1)
+        if len(pixels):
+            found.append((pixels, members, torch.stack([scores[k].view(-1)[pixels] for k in members])))
+    return found
 
 
 @functools.lru_cache(32)

@@ -1,0 +1,53 @@
+"""Labels that are coarser than the classes: a label of one class that means any of several.
+
+CamVid's "car" is a car, a truck or a bus. Frames in memory keep the label's train id. Only training and the loss of a
+validation replace it by an id above those of the classes, K + u for the u-th union of the run: see Unions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from classes import MOST_CLASSES, LabelFormat
+from images import DataError
+
+Members = tuple[tuple[int, ...], ...]  # the train ids that each union of a run consists of
+
+
+class Unions(NamedTuple):
+    """The unions of all data sets of a run; labels of different data sets that mean the same classes share one.
+
+    Attributes:
+        classes: K, the number of classes; the u-th union has the id K + u.
+        members: the train ids of each.
+    """
+
+    classes: int
+    members: Members
+
+    @classmethod
+    def of(cls, formats: Iterable[LabelFormat], classes: int) -> Unions:
+        """Returns the unions that label formats have.
+
+        Raises:
+            DataError: ids of one byte are too few for them and the classes.
+        """
+        members = tuple(sorted({members for labels in formats for _, members in labels.unions}))
+        if classes + len(members) > MOST_CLASSES:
+            raise DataError(
+                f"{classes} classes and {len(members)} unions are more than {MOST_CLASSES}, which labels of one byte "
+                "can tell apart; leave out some unions"
+            )
+        return cls(classes, members)
+
+    def table(self, labels: LabelFormat) -> np.ndarray | None:
+        """Returns (256,) uint8 ids to learn by train id, or None if the labels have no unions."""
+        if not labels.unions:
+            return None
+        table = np.arange(256, dtype=np.uint8)
+        for train_id, members in labels.unions:
+            table[train_id] = self.classes + self.members.index(members)
+        return table
