@@ -21,6 +21,39 @@ from utils import is_data
 SPLITS = ("train", "val", "test")
 
 
+class Scales(NamedTuple):
+    """Crop scales: one of a list, or any between the first and the last."""
+
+    values: tuple[float, ...]
+    continuous: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Scales:
+        """Reads "0.5,0.75,1" as a list and "0.5-2" as a range.
+
+        Raises:
+            ValueError: it is neither, or a scale is outside 0.1 to 10.
+        """
+        continuous = "-" in text
+        values = tuple(float(part) for part in text.split("-" if continuous else ","))
+        if (continuous and len(values) != 2) or list(values) != sorted(values):
+            raise ValueError(f"{text!r} is not an ascending list or range")
+        if not 0.1 <= values[0] <= values[-1] <= 10:
+            raise ValueError(f"{text!r} has scales outside 0.1 to 10")
+        return cls(values, continuous)
+
+    def spread(self, count: int = 32) -> tuple[float, ...]:
+        """Returns scales that stand for all, each with the same weight: those of the list, or `count` of the range."""
+        if not self.continuous:
+            return self.values
+        low, high = self.values
+        return tuple(low + (high - low) * (index + 0.5) / count for index in range(count))
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """Returns a random one of them."""
+        return rng.uniform(*self.values) if self.continuous else self.values[rng.integers(len(self.values))]
+
+
 class Sample(NamedTuple):
     """The files of one frame. `label` is None if there is none to read: always in the test split."""
 
@@ -29,6 +62,7 @@ class Sample(NamedTuple):
     label: Path | None
     labels: LabelFormat = CITYSCAPES.labels
     folder: str = ""  # in Cityscapes <city>
+    scales: Scales | None = None  # of its training crops; None: those of --scales
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,23 @@ docs/datasets.md explains the keys. layout.py finds the files that a description
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import os
 import sys
 from pathlib import Path
 
 from classes import IGNORE_INDEX, MOST_CLASSES, RGB, Classes, LabelFormat, distinct_colors, plain_labels
-from dataset import SPLITS, DataSet, cityscapes_folder, default_data_path
+from dataset import SPLITS, DataSet, Scales, cityscapes_folder, default_data_path
 from images import DataError
 from layout import LabelFinder, Layout, absolute, find_frames
 from streams import quoted
+from unions import read_unions
 from utils import UserError
 
 KEYS = {  # of Ultralytics, and ours
     *("path", "train", "val", "test", "masks_dir", "names", "nc", "label_mapping", "download"),
-    *("unmapped", "label_suffix", "colors", "categories", "label_colors"),
+    *("unmapped", "label_suffix", "colors", "categories", "label_colors", "unions", "scales"),
 }
 IGNORED = ("ignore_label", None, IGNORE_INDEX)  # what stands for the train id of ignored pixels
 
@@ -83,6 +85,7 @@ def _described(path: str, root: str | None) -> DataSet:
             below_root=isinstance(masks, dict),
             suffixes=_texts(content, "label_suffix"),
             labels=classes.labels,
+            scales=_scales(content.get("scales")),
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
@@ -137,6 +140,16 @@ def _texts(content: dict, key: str) -> tuple[tuple[str, str], ...]:
     return tuple((_text(key, old), _text(key, new)) for old, new in (value or {}).items())
 
 
+def _scales(value: object) -> Scales | None:
+    """Returns the scales of training crops, None if the description leaves them to --scales."""
+    try:
+        return None if value is None else Scales.parse(str(value) if type(value) in (str, int, float) else "")
+    except ValueError:
+        raise DataError(
+            f"`scales` is {quoted(value)}, expected an ascending list (0.5,1,2) or range (0.5-2) within 0.1 to 10"
+        ) from None
+
+
 def read_classes(content: dict, file: str) -> Classes:
     """Returns the classes of a description.
 
@@ -161,6 +174,7 @@ def read_classes(content: dict, file: str) -> Classes:
         raise DataError("it has label_mapping and label_colors; keep the one that its labels need")
     meaning = _colored_labels if content.get("label_colors") else _valued_labels
     labels = meaning(content, names, file)
+    labels = dataclasses.replace(labels, unions=read_unions(content.get("unions"), names))
     return Classes(names, distinct_colors(len(names), given), _categories(content, names), labels)
 
 

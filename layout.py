@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from classes import LabelFormat
-from dataset import Sample
+from dataset import Sample, Scales
 from images import IMAGE_ENDINGS, DataError
 from streams import quoted
 from utils import files_below, is_data
@@ -33,6 +33,7 @@ class Layout:
         below_root: these folders are looked for below `root` only, else in the whole path.
         suffixes: the end of a picture's file name and that of its label's; if empty, only the ending differs.
         labels: what the values of the label files mean.
+        scales: of training crops, if the description has them.
     """
 
     file: str
@@ -42,6 +43,7 @@ class Layout:
     below_root: bool
     suffixes: tuple[tuple[str, str], ...]
     labels: LabelFormat
+    scales: Scales | None = None
 
     def suffix(self, picture: Path) -> tuple[str, str] | None:
         """Returns the longest of `suffixes` that a picture ends with, and that of its label; None if there is none."""
@@ -78,7 +80,7 @@ def find_frames(layout: Layout, split: str) -> list[Sample]:
         if count:
             print(f"note: {layout.file}: {split}: {what}: {count}", file=sys.stderr)
     order = sorted(frames, key=frames.get)
-    return [Sample(frames[path][1], path, pairs[path], layout.labels, frames[path][0]) for path in order]
+    return [Sample(frames[path][1], path, pairs[path], layout.labels, frames[path][0], layout.scales) for path in order]
 
 
 class _Search(NamedTuple):

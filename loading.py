@@ -193,17 +193,21 @@ class Check:
             np.add.at(pixels, labels.table, counts)
         return pixels[: len(self.classes)]
 
-    def refuse_unlabelled(self) -> None:
-        """Raises DataError if no class has a pixel, or only one in a split to train on."""
+    def refuse_unlabelled(self, extra: str = "") -> None:
+        """Raises DataError if no class has a pixel, or only one in a split to train on.
+
+        Args:
+            extra: what --extra_data names, if this is a split of it: there one class is enough.
+        """
         present = [self.classes.names[index] for index in np.flatnonzero(self.class_pixels)]
         if not present:
             found = ", ".join(f"{value} ({meaning})" for value, meaning, _ in self.rows()[:8])
             expected = " or ".join(labels.expected for labels in self.values)
             raise DataError(
-                f"no pixel of the {self.split} split belongs to a class: the labels only hold {found}; expected "
-                f"{expected}, some of them those of classes"
+                f"no pixel of the {self.split} split{f' of --extra_data {extra}' if extra else ''} belongs to a class: "
+                f"the labels only hold {found}; expected {expected}, some of them those of classes"
             )
-        if len(present) == 1 and self.split == "train":
+        if len(present) == 1 and self.split == "train" and not extra:
             raise DataError(f"only {present[0]} has pixels in the train split; expected at least two classes")
 
     def absent(self) -> str:

@@ -29,7 +29,7 @@ from model import FastSCNN
 from training import distributed
 from training.augment import EpochSampler, make_loader
 from training.cache import open_cache
-from training.frames import find_frames, print_check
+from training.frames import find_frames, find_unions, padding, print_check, refuse_other_names
 from training.learner import Learner, half_precision, on_device
 from training.recipes import compare_settings, data_settings, load_resumable, parse_args
 from training.run_files import RunFiles
@@ -259,13 +259,23 @@ def print_start(args: argparse.Namespace, learner: Learner, sampler: EpochSample
     print(f"recipe {args.recipe}: {args.optimizer}, lr {learner.peak_lr:g}, {args.loss}, seed {args.seed}", flush=True)
 
 
+def open_all(args: argparse.Namespace) -> tuple[DataSet, dict[str, DataSet]]:
+    """Opens the data set of --data_path, and those of --extra_data, which are returned by their path."""
+    data = open_data(args.data_path, args.data_root)
+    extra = {path: open_data(path) for path in args.extra_data or ()}
+    for path, added in extra.items():
+        refuse_other_names(path, added.classes, data.classes)
+    return data, extra
+
+
 def make_trainer(args: argparse.Namespace, device: torch.device) -> Trainer:
     """Prepares a run, new or resumed, up to its first step."""
     state = load_resumable(args.resume) if args.resume else None
-    data = open_data(args.data_path, args.data_root)
+    data, extra = open_all(args)
     files = RunFiles(args, data.classes)
-    train_samples, val_samples = find_frames(args, data)
-    settings = {**vars(args), **data_settings(data.classes, train_samples), "processes": distributed.count()}
+    train_samples, val_samples, sizes = find_frames(args, data, extra)
+    decides = data_settings(data.classes, [added.classes for added in extra.values()], train_samples)
+    settings = {**vars(args), **decides, "processes": distributed.count()}
     if state:
         compare_settings(args.resume, state["args"], settings)
     results = os.environ.get("CITYSCAPES_RESULTS") or files.folder / "results"
@@ -274,12 +284,15 @@ def make_trainer(args: argparse.Namespace, device: torch.device) -> Trainer:
     part = distributed.rank(), distributed.count()
     sampler = EpochSampler(len(train_samples), args.batch_size, args.seed, part)
     read = open_cache(args.cache, train_samples + val_samples, args.workers).read if args.cache else read_pair
-    loader = make_loader(args, train_samples, sampler, read, device)
+    unions = find_unions(args, train_samples, len(data.classes))
+    loader = make_loader(args, train_samples, sampler, read, device, unions)
     torch.manual_seed(args.seed)
     model = make_model(args, data.classes, state)
     macs = count_parameters_and_macs(model, args.crop_h, args.crop_w)[1]
-    learner = Learner(args, model, device, args.epochs * len(sampler), half_precision(device) if args.amp else None)
+    half = half_precision(device) if args.amp else None
+    learner = Learner(args, model, device, args.epochs * len(sampler), half, unions.members)
     print_start(args, learner, sampler, len(val_samples), macs)
+    print(f"crops {args.crop_h}x{args.crop_w}: {100 * padding(args, sizes):.1f} % padding", flush=True)
     trainer = Trainer(args, learner, loader, val_samples, data, read, writer, files, settings)
     if distributed.is_first():
         files.remove_earlier()
@@ -324,7 +337,7 @@ def main() -> int:
     keep_freed_memory()
     with distributed.process_group(args.device) as device:
         if args.check:
-            print_check(open_data(args.data_path, args.data_root), args.workers)
+            print_check(*open_all(args), args.workers)
             return 0
         return train(args, device)
 

@@ -13,8 +13,44 @@ import numpy as np
 
 from classes import MOST_CLASSES, LabelFormat
 from images import DataError
+from streams import quoted
 
 Members = tuple[tuple[int, ...], ...]  # the train ids that each union of a run consists of
+
+
+def read_unions(value: object, names: tuple[str, ...]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Reads the key `unions` of a description as LabelFormat has it; classes that mean just themselves are left out.
+
+    Args:
+        value: of the key, None if it is missing.
+        names: of the classes.
+
+    Raises:
+        DataError: it is no mapping from classes to lists of classes with themselves among them, or has a class twice.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, dict):
+        raise DataError(f"`unions` is {quoted(value)}, expected a mapping such as {{car: [car, truck, bus]}}")
+    seen: dict[str, str] = {}
+    unions = []
+    for name, members in value.items():
+        if not isinstance(members, list):
+            raise DataError(f"`unions` has {quoted({name: members})}, expected names of classes: {{car: [car, truck]}}")
+        unknown = [one for one in (name, *members) if one not in names]
+        if unknown:
+            raise DataError(f"`unions` names the class {quoted(unknown[0])}, which `names` lacks; correct one of them")
+        if name not in members:
+            raise DataError(f"`unions` has {quoted({name: members})}, which lacks {quoted(name)} itself; add it")
+        for member in members:
+            if member in seen:
+                raise DataError(
+                    f"`unions` has the class {quoted(member)} in {quoted(seen[member])} and {quoted(name)}; expected "
+                    "once"
+                )
+            seen[member] = name
+        unions.append((names.index(name), tuple(sorted(map(names.index, members)))))
+    return tuple(sorted(union for union in unions if len(union[1]) > 1))
 
 
 class Unions(NamedTuple):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,59 +17,35 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from classes import IGNORE_INDEX
-from dataset import Read, Sample, read_pair
+from dataset import Read, Sample, Scales, read_pair
 from images import DataError
 from loading import ReadLog, frame_loader
 from training.crop import Crop, crop_image, crop_label, place_crop
+from unions import Unions
 
 ATTEMPTS = 10  # crops drawn in search of one without a dominant class. Source: mmsegmentation's RandomCrop
 
 UNCHANGED = torch.tensor([1.0, 1.0, 1.0, 0.0])  # brightness, contrast and saturation factors, hue shift
 
 
-class Scales(NamedTuple):
-    """Crop scales: one of a list, or any between the first and the last."""
-
-    values: tuple[float, ...]
-    continuous: bool
-
-    @classmethod
-    def parse(cls, text: str) -> Scales:
-        """Reads "0.5,0.75,1" as a list and "0.5-2" as a range.
-
-        Raises:
-            ValueError: it is neither, or a scale is outside 0.1 to 10.
-        """
-        continuous = "-" in text
-        values = tuple(float(part) for part in text.split("-" if continuous else ","))
-        if (continuous and len(values) != 2) or list(values) != sorted(values):
-            raise ValueError(f"{text!r} is not an ascending list or range")
-        if not 0.1 <= values[0] <= values[-1] <= 10:
-            raise ValueError(f"{text!r} has scales outside 0.1 to 10")
-        return cls(values, continuous)
-
-    def draw(self, rng: np.random.Generator) -> float:
-        """Returns a random one of them."""
-        return rng.uniform(*self.values) if self.continuous else self.values[rng.integers(len(self.values))]
-
-
 class TrainSet(Dataset):
     """Random training crops; a sample depends only on (seed, epoch, index).
 
     Items are indexed by (epoch, index): see EpochSampler. They are (crop_h, crop_w, 3) uint8 RGB, (crop_h, crop_w)
-    uint8 train ids, and the (4,) color factors that distort_colors applies on the device.
+    uint8 train ids or ids of unions, and the (4,) color factors that distort_colors applies on the device.
 
     Args:
         samples: the frames.
         size: (height, width) of the crops.
         seed: the run's seed.
-        scales: see Scales.
+        scales: those of frames that have none themselves.
         max_class_share: a crop that one class covers to a larger share is drawn again, up to ten times; 1 takes any.
         class_uniform: share of the samples centred on a pixel of a class that is drawn evenly from the frame's classes,
             so that rare classes are seen more often.
         color_strength: see draw_colors.
         class_mix: share of the crops into which half of the classes of another frame's crop are pasted, in place.
             Source: arXiv 2007.07936, section 3.1, here with labels.
+        unions: of the samples' labels, if there are any.
         read: reads a frame, from files or from a cache.
     """
 
@@ -85,6 +60,7 @@ class TrainSet(Dataset):
         class_uniform: float = 0.0,
         color_strength: float = 0.0,
         class_mix: float = 0.0,
+        unions: Unions | None = None,
         read: Read = read_pair,
     ):
         self.samples = list(samples)
@@ -97,6 +73,8 @@ class TrainSet(Dataset):
         self.class_mix = class_mix
         self.read = read
         self.log = ReadLog()
+        formats = {sample.labels for sample in self.samples} if unions else ()
+        self._union_tables = {labels.unions: unions.table(labels) for labels in formats if labels.unions}
         self._classes: dict[int, np.ndarray] = {}  # present in each frame so far: counting them takes 2 ms
 
     def __len__(self) -> int:
@@ -110,23 +88,28 @@ class TrainSet(Dataset):
         return torch.from_numpy(image), torch.from_numpy(target), draw_colors(rng, self.color_strength)
 
     def _draw(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        sample = self.samples[index]
         with self.log.reading(index):
-            image, label = self.read(self.samples[index])
+            image, label = self.read(sample)
             present = None
             if self.class_uniform > 0 and rng.random() < self.class_uniform:
                 if index not in self._classes:
                     self._classes[index] = np.flatnonzero(_count_classes(label))
                 present = self._classes[index]
             for _ in range(1 if self.max_class_share == 1 else ATTEMPTS):
-                crop = self.draw_crop(label, rng, present)
+                crop = self.draw_crop(label, rng, present, sample.scales or self.scales)
                 target = crop_label(label, crop)
                 if self.max_class_share == 1 or _largest_share(target) <= self.max_class_share:
                     break
+            if self._union_tables and sample.labels.unions:
+                target = cv2.LUT(target, self._union_tables[sample.labels.unions])
             return crop_image(image, crop), target
 
-    def draw_crop(self, label: np.ndarray, rng: np.random.Generator, present: np.ndarray | None) -> Crop:
+    def draw_crop(
+        self, label: np.ndarray, rng: np.random.Generator, present: np.ndarray | None, scales: Scales
+    ) -> Crop:
         """Draws scale, position and flip; given the frame's `present` classes, a position at a pixel of one of them."""
-        scale, part, flip = self.scales.draw(rng), (rng.random(), rng.random()), rng.random() < 0.5
+        scale, part, flip = scales.draw(rng), (rng.random(), rng.random()), rng.random() < 0.5
         crop = place_crop(label.shape, scale, self.size, part, flip)
         if present is None or not len(present):
             return crop
@@ -271,7 +254,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 def make_loader(
-    args: argparse.Namespace, samples: Sequence[Sample], sampler: EpochSampler, read: Read, device: torch.device
+    args: argparse.Namespace,
+    samples: Sequence[Sample],
+    sampler: EpochSampler,
+    read: Read,
+    device: torch.device,
+    unions: Unions,
 ) -> DataLoader:
     """Returns the loader of training batches, with the augmentation that the flags ask for."""
     train_set = TrainSet(
@@ -283,6 +271,7 @@ def make_loader(
         class_uniform=args.class_uniform,
         color_strength=args.color_strength,
         class_mix=args.class_mix,
+        unions=unions,
         read=read,
     )
     return frame_loader(

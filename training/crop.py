@@ -6,7 +6,7 @@ Sizes are (height, width).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -52,6 +52,18 @@ def place_crop(frame: tuple[int, int], scale: float, size: tuple[int, int], part
     scaled = tuple(max(1, round(length * scale)) for length in frame)
     at = tuple(int(p * (max(s - length, 0) + 1)) for p, s, length in zip(part, scaled, size, strict=True))
     return Crop(scaled, at, size, flip)
+
+
+def padding_share(frame: tuple[int, int], scales: Iterable[float], size: tuple[int, int]) -> float:
+    """Returns the mean share of a crop that a frame does not fill, over some scales of equal weight.
+
+    Args:
+        frame: size of the frame.
+        scales: of both axes.
+        size: size of the crop.
+    """
+    crops = [place_crop(frame, scale, size, (0, 0), flip=False) for scale in scales]
+    return 1 - sum(math.prod(crop.filled) for crop in crops) / (len(crops) * math.prod(size))
 
 
 def crop_image(image: np.ndarray, crop: Crop) -> np.ndarray:

@@ -3,47 +3,136 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from classes import Classes
-from dataset import DataSet, Sample, train_ids_note
+from dataset import DataSet, Sample, Scales, train_ids_note
 from loading import Check, check_frames
 from training import distributed
+from training.crop import padding_share
+from unions import Unions
+from utils import UserError
 
 
-def find_frames(args: argparse.Namespace, data: DataSet) -> tuple[list[Sample], list[Sample]]:
-    """Returns the training and the validation frames, whose labels have all been read, and the validation pictures.
+class Frames(NamedTuple):
+    """The frames of a run.
+
+    Attributes:
+        train: those to train on; a frame that is to be drawn twice as often is in it twice.
+        val: those to score.
+        sizes: how many of `train` have scales of their own, or None, and a (height, width); of several processes only
+            the first knows.
+    """
+
+    train: list[Sample]
+    val: list[Sample]
+    sizes: Counter[tuple[Scales | None, tuple[int, int]]]
+
+
+def find_frames(args: argparse.Namespace, data: DataSet, extra: Mapping[str, DataSet]) -> Frames:
+    """Returns the frames of a run, after all labels and the validation pictures have been read.
+
+    Args:
+        args: the flags.
+        data: the data set that is named by --data_path.
+        extra: those that are named by --extra_data, by their path.
 
     Raises:
         DataError: a file is missing or wrong, or no class has pixels.
     """
-    train_samples = data.find("train")
-    val_samples = data.find("val")
     if args.train_split == "train+val":
         print("training on train+val: the validation scores below are on frames seen in training")
-    for samples, split in ((train_samples, "train"), (val_samples, "val")):
-        check = check_split(samples, split, data.classes, args.workers, decode_images=split == "val")
-        if check.absent() and split == "train":
-            print(check.absent())
-    if args.train_split == "train+val":
-        train_samples = train_samples + val_samples
-    note = train_ids_note([*train_samples, *val_samples])
-    if note:
-        print(note)
-    return train_samples, val_samples
+    train, val = (_checked(data, split, args.workers) for split in ("train", "val"))
+    added = {path: _checked(other, "train", args.workers, extra=path) for path, other in extra.items()}
+    labelled = Check("train", data.classes)
+    for _, check in (train, *added.values()):
+        labelled.add(check)
+    parts = [
+        train,
+        *([val] if args.train_split == "train+val" else []),
+        *(added[path] for path in args.extra_data or ()),
+    ]
+    sizes = Counter()
+    for samples, check in parts:
+        sizes.update({(samples[0].scales, size): count for size, count in check.sizes.items()})
+    frames = Frames([sample for samples, _ in parts for sample in samples], val[0], sizes)
+    for path, (samples, _) in added.items():
+        print(f"extra data {path}: {len(samples)} training frames")
+    for note in (labelled.absent(), train_ids_note([*frames.train, *frames.val])):
+        if note:
+            print(note)
+    return frames
 
 
-def check_split(samples: list[Sample], split: str, classes: Classes, workers: int, decode_images: bool) -> Check:
-    """Checks the files of a split, each process its share; in the first one, refuses a split without labels."""
+def _checked(data: DataSet, split: str, workers: int, extra: str = "") -> tuple[list[Sample], Check]:
+    """Returns the frames of a split, and what its files hold; see check_split."""
+    samples = data.find(split)
+    return samples, check_split(samples, split, data.classes, workers, decode_images=split == "val", extra=extra)
+
+
+def find_unions(args: argparse.Namespace, samples: Iterable[Sample], classes: int) -> Unions:
+    """Returns the unions of the training frames' labels.
+
+    Raises:
+        UserError: --loss cannot learn them.
+        DataError: there are too many.
+    """
+    unions = Unions.of({sample.labels for sample in samples}, classes)
+    if unions.members and args.loss == "bce":
+        raise UserError(
+            "--loss bce learns each class by itself, and the labels have unions, which say any of several; choose "
+            "cross_entropy or ohem"
+        )
+    return unions
+
+
+def padding(args: argparse.Namespace, sizes: Counter[tuple[Scales | None, tuple[int, int]]]) -> float:
+    """Returns the share of the pixels of training crops that is expected to be padding; `sizes` as in Frames."""
+    usual, crop = Scales.parse(args.scales), (args.crop_h, args.crop_w)
+    shares = [count * padding_share(size, (own or usual).spread(), crop) for (own, size), count in sizes.items()]
+    return sum(shares) / max(1, sizes.total())
+
+
+def refuse_other_names(path: str, found: Classes, expected: Classes) -> None:
+    """Raises UserError if a data set of --extra_data has other classes than that of --data_path, or another order."""
+    pairs = itertools.zip_longest(found.names, expected.names, fillvalue="none")
+    for index, (name, wanted) in enumerate(pairs):
+        if name != wanted:
+            raise UserError(
+                f"--extra_data {path}: class {index} is {name!r}, that of --data_path {wanted!r}; give both the same "
+                "names in the same order"
+            )
+
+
+def check_split(
+    samples: list[Sample], split: str, classes: Classes, workers: int, decode_images: bool, extra: str = ""
+) -> Check:
+    """Checks the files of a split, each process its share; in the first one, refuses a split without labels.
+
+    Args:
+        samples: the frames.
+        split: its name.
+        classes: of the data set.
+        workers: loader processes.
+        decode_images: as for check_frames.
+        extra: what --extra_data names, if it is a split of that.
+    """
     share = check_frames(samples[distributed.rank() :: distributed.count()], split, classes, workers, decode_images)
     check = Check(split, classes)
     for part in distributed.gather_to_first(share):
         check.add(part)
     if distributed.is_first() and split != "test":
-        check.refuse_unlabelled()
+        check.refuse_unlabelled(extra)
     return check
 
 
-def print_check(data: DataSet, workers: int) -> None:
-    """Checks every file of the data set and prints what was found."""
+def print_check(data: DataSet, extra: Mapping[str, DataSet], workers: int) -> None:
+    """Checks every file of the data set, and of what is trained on besides, and prints what was found."""
     for split in data.splits:
         print(check_split(data.find(split), split, data.classes, workers, decode_images=True).report(), flush=True)
+    for path, added in extra.items():
+        check = check_split(added.find("train"), "train", added.classes, workers, decode_images=True, extra=path)
+        print(f"extra data {path}, {check.report()}", flush=True)

@@ -14,6 +14,7 @@ from training import distributed
 from training.augment import distort_colors
 from training.losses import auxiliary_loss, lovasz_loss, upsampled_loss
 from training.optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
+from unions import Members
 from utils import cpu_has_bf16
 
 
@@ -54,6 +55,7 @@ class Learner:
         device: where to compute.
         steps: steps of the whole run, for the learning rate.
         half: the dtype of autocast, see half_precision; None: everything is float32.
+        unions: what targets above the train ids mean, see losses.py.
 
     Attributes:
         model: the network without any wrapper.
@@ -61,12 +63,19 @@ class Learner:
     """
 
     def __init__(
-        self, args: argparse.Namespace, model: FastSCNN, device: torch.device, steps: int, half: torch.dtype | None
+        self,
+        args: argparse.Namespace,
+        model: FastSCNN,
+        device: torch.device,
+        steps: int,
+        half: torch.dtype | None,
+        unions: Members = (),
     ):
         self.args = args
         self.device = device
         self.steps = steps
         self.half = half
+        self.unions = unions
         if distributed.count() > 1 and device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if half is not None and device.type == "cpu":
@@ -102,7 +111,7 @@ class Learner:
         Args:
             number: number of the step, from 0.
             images: (n, H, W, 3) uint8 RGB.
-            targets: (n, H, W) uint8 train ids.
+            targets: (n, H, W) uint8 train ids or ids of unions.
             colors: (n, 4), see augment.draw_colors.
 
         Returns:
@@ -123,13 +132,13 @@ class Learner:
 
     def loss(self, images: Tensor, targets: Tensor, colors: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the loss that `step` minimises and its number of pixels; see there."""
-        args = self.args
+        args, unions = self.args, self.unions
         targets = targets.to(self.device, non_blocking=True).long()
         images = distort_colors(images.to(self.device, non_blocking=True), colors)
         with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
             logits, *inner = self.network(images)
-        main = upsampled_loss(args.loss, logits, targets, args.label_smoothing, self.model.align_corners)
-        terms = [main, *(auxiliary_loss(head, targets) for head in inner)]
+        main = upsampled_loss(args.loss, logits, targets, args.label_smoothing, self.model.align_corners, unions)
+        terms = [main, *(auxiliary_loss(head, targets, unions) for head in inner)]
         # Processes have different numbers of labelled pixels: the sum over all of them is divided by the total count.
         # The gradients are averaged over the processes, hence the factor.
         pixels = distributed.all_reduce_sum(torch.stack([count for _, count in terms]))
@@ -140,7 +149,7 @@ class Learner:
         ]
         loss = torch.stack(shares).sum()
         if args.lovasz_weight:  # the IoU is over this process's crops
-            loss = loss + args.lovasz_weight * lovasz_loss(logits, targets)
+            loss = loss + args.lovasz_weight * lovasz_loss(logits, targets, unions)
         return loss, pixels[0]
 
     def state_dict(self) -> dict:

@@ -11,15 +11,14 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from classes import CITYSCAPES, IGNORE_INDEX, Classes
-from dataset import Sample, default_data_path
+from classes import CITYSCAPES, IGNORE_INDEX, Classes, LabelFormat
+from dataset import Sample, Scales, default_data_path
 from model import MIN_SIZE
 from training import distributed
-from training.augment import Scales
 from training.losses import LOSSES
 from utils import UserError, check_finite, load_checkpoint
 
@@ -36,6 +35,7 @@ class Flag(NamedTuple):
     choices: tuple[str, ...] | None = None
     metavar: str | None = None
     decides: bool = False  # the result depends on it: a resumed run has to agree
+    several: bool = False  # takes one or more values, a list
 
 
 # Source of the recipe flags' defaults: github.com/leftthomas/FastSCNN, README.
@@ -44,6 +44,13 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "recipe": Flag("original", "sets the defaults of the flags down to --ema"),
         "data_path": Flag(None, "folder in Cityscapes layout, or a .yaml file that describes a data set"),
         "data_root": Flag(None, "with a .yaml file: the folder that its paths are relative to", metavar="DIR"),
+        "extra_data": Flag(
+            None,
+            "more data sets, of the same classes, whose train splits are added; twice: drawn twice as often",
+            metavar="DATA",
+            decides=True,
+            several=True,
+        ),
         "crop_h": Flag(1024, "crop height in training", low=MIN_SIZE, decides=True),
         "crop_w": Flag(2048, "crop width in training", low=MIN_SIZE, decides=True),
         "batch_size": Flag(12, "crops per step, over all processes", decides=True),
@@ -99,7 +106,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
 ALL_FLAGS = {name: flag for group in FLAGS.values() for name, flag in group.items()}
 
 # Every recipe gives the defaults of these flags. Expected Cityscapes val class mIoU: see the README.
-_NOT_IN_RECIPES = ("recipe", "data_path", "data_root", "save_step")
+_NOT_IN_RECIPES = ("recipe", "data_path", "data_root", "extra_data", "save_step")
 ORIGINAL = {
     name: flag.default
     for name, flag in {**FLAGS["recipe: data"], **FLAGS["recipe: loss and optimizer"]}.items()
@@ -161,6 +168,7 @@ def build_parser(recipe: str = "original") -> argparse.ArgumentParser:
             else:
                 options = {"type": str if flag.default is None else type(flag.default), "metavar": flag.metavar}
                 options["choices"] = tuple(RECIPES) if name == "recipe" else flag.choices
+                options["nargs"] = "+" if flag.several else None
             group.add_argument(f"--{name}", default=flag.default, help=flag.help, **options)
     parser.set_defaults(data_path=default_data_path(), recipe=recipe, **RECIPES[recipe])
     return parser
@@ -243,9 +251,9 @@ def compare_settings(path: str, before: dict, now: dict) -> None:
     Raises:
         UserError: one of them decides the result.
     """
-    before = {**ORIGINAL, **data_settings(CITYSCAPES, []), **before}  # a flag that came later does nothing in it
+    before = {**ORIGINAL, **data_settings(CITYSCAPES, [], []), **before}  # a flag that came later does nothing in it
     differ = [name for name in now if name not in FIRST_ONLY and before.get(name) != now[name]]
-    deciding = {"train_frames", "classes", "label_values", *(name for name, flag in ALL_FLAGS.items() if flag.decides)}
+    deciding = {*data_settings(CITYSCAPES, [], []), *(name for name, flag in ALL_FLAGS.items() if flag.decides)}
     if not now["power"]:  # a constant rate does not depend on the number of epochs
         deciding.remove("epochs")
     refused = [f"{name} {_difference(before.get(name), now[name])}" for name in differ if name in deciding]
@@ -255,11 +263,29 @@ def compare_settings(path: str, before: dict, now: dict) -> None:
         print(f"resumed with another {name}: {now[name]} (was {before.get(name)})")
 
 
-def data_settings(classes: Classes, samples: Sequence[Sample]) -> dict:
-    """Returns what of its data decides a run's result, in plain values."""
-    labels = classes.labels
+def data_settings(classes: Classes, extra: Iterable[Classes], samples: Sequence[Sample]) -> dict:
+    """Returns what of its data decides a run's result, in plain values.
+
+    Args:
+        classes: of --data_path.
+        extra: those of --extra_data.
+        samples: the training frames.
+    """
+    extra = list(extra)
+    unions = [union for one in (classes, *extra) for union in one.labels.unions]
+    return {
+        "train_frames": len(samples),
+        "classes": list(classes.names),
+        "label_values": _label_values(classes.labels),
+        "extra_values": [text for one in extra for text in _label_values(one.labels)],
+        "unions": [str(union) for union in unions],
+        "data_scales": [str(scales.values) for scales in dict.fromkeys(s.scales for s in samples) if scales],
+    }
+
+
+def _label_values(labels: LabelFormat) -> list[str]:
     values = [*labels.train_ids, *labels.colors, *([("others", IGNORE_INDEX)] if labels.ignore_unknown else [])]
-    return {"train_frames": len(samples), "classes": list(classes.names), "label_values": sorted(map(str, values))}
+    return sorted(map(str, values))
 
 
 def _difference(before: object, now: object) -> str:
