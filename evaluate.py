@@ -33,6 +33,8 @@ from inference.predictions import PredictionWriter
 from inference.predictor import add_backend_flags, check_size, load_network
 from loading import FrameSet, check_frames, frame_loader, naming_dead_workers
 from training import distributed
+from training.losses import pixel_loss
+from unions import Members, Unions, joined_classes
 from utils import UserError, refuse_input, run_cli, writable_folder, write_file
 
 
@@ -89,8 +91,21 @@ class Scores:
         """Share of the labelled pixels whose class is right."""
         return float(_ratio(np.trace(self.confusion), self.confusion.sum()))
 
+    @property
+    def joined(self) -> Scores | None:
+        """The scores with each union of the labels as one class, which any of its classes is right for; or None."""
+        if not self.classes.labels.unions:
+            return None
+        classes, parts = joined_classes(self.classes)
+        return Scores(classes, parts @ self.confusion @ parts.T, self.loss)
+
+    @property
+    def joined_miou(self) -> float:
+        """Mean joined IoU over those present in the ground truth; NaN where the labels have no unions."""
+        return self.joined.class_miou_present if self.joined else math.nan
+
     def as_json(self) -> dict:
-        """Returns the scores under the official script's keys, plus two of ours; None where there is no score."""
+        """Returns the scores under the official script's keys, plus some of ours; None where there is no score."""
         names = self.classes.names
         by_name = dict(zip(names, self.class_iou, strict=True))
         categories = [name for name, _ in self.classes.categories]
@@ -102,17 +117,16 @@ class Scores:
             "averageScoreClassesPresent": self.class_miou_present,
             "pixel_accuracy": self.pixel_accuracy,
         }
+        if self.joined:
+            scores["joinedScores"] = dict(zip(self.joined.classes.names, self.joined.class_iou, strict=True))
+            scores["averageScoreJoined"] = self.joined_miou
         return _without_nan(scores)
 
     def table(self) -> str:
-        """Returns the per-class and per-category table with averages, in percent."""
-        counts = self.confusion.sum(1) / max(1, self.confusion.sum())
-        width = max(15, *(len(name) + 1 for name in self.classes.names))
-        lines = [f"{'class':<{width}}{'IoU %':>8}{'pixels %':>11}"]
-        lines += [
-            f"{name:<{width}}{_percent(iou):>8}{100 * share:>11.2f}"
-            for name, iou, share in zip(self.classes.names, self.class_iou, counts, strict=True)
-        ]
+        """Returns the per-class, per-category and joined table with averages, in percent."""
+        names, unions = self.classes.names, self.classes.labels.unions
+        width = max(15, *(len(name) + 1 for name in names))
+        lines = [f"{'class':<{width}}{'IoU %':>8}{'pixels %':>11}", *self._rows(width)]
         if self.classes.categories:
             lines += ["", f"{'category':<{width}}{'IoU %':>8}"]
         lines += [
@@ -120,15 +134,27 @@ class Scores:
             for (name, members), iou in zip(self.classes.categories, self.category_iou, strict=True)
             if members
         ]
+        if self.joined:
+            lines += ["", f"{'joined':<{width}}{'IoU %':>8}{'pixels %':>11}", *self.joined._rows(width)]
+            lines += ["", *(f"{names[k]}: any of {', '.join(names[i] for i in ids)}" for k, ids in unions)]
         present = int((self.confusion.sum(1) > 0).sum())
         lines += [
             "",
             f"class mIoU            {_percent(self.class_miou):>6} %",
             f"class mIoU, present   {_percent(self.class_miou_present):>6} %  ({present} classes in the ground truth)",
+            *([f"joined mIoU           {_percent(self.joined_miou):>6} %"] if self.joined else []),
             *([f"category mIoU         {_percent(self.category_miou):>6} %"] if self.classes.categories else []),
             f"pixel accuracy        {_percent(self.pixel_accuracy):>6} %",
         ]
         return "\n".join(lines)
+
+    def _rows(self, width: int) -> list[str]:
+        """Returns the name, IoU and share of the pixels of each class."""
+        counts = self.confusion.sum(1) / max(1, self.confusion.sum())
+        return [
+            f"{name:<{width}}{_percent(iou):>8}{100 * share:>11.2f}"
+            for name, iou, share in zip(self.classes.names, self.class_iou, counts, strict=True)
+        ]
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -186,6 +212,8 @@ def evaluate(
         writer.clear()
     samples = samples[distributed.rank() :: distributed.count()]
     loader = frame_loader(FrameSet(samples, read), workers)
+    unions = Unions.of([classes.labels], len(classes))
+    table = unions.table(classes.labels)
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     loss_sum = 0.0
     unwritten = []
@@ -197,7 +225,8 @@ def evaluate(
             if with_loss:
                 logits = network.run(images)
                 labels = labels_from_logits(logits, images.shape[1:3], network.align_corners)
-                loss_sum += summed_loss(logits, targets, network.align_corners)
+                learnt = targets if table is None else torch.from_numpy(table)[targets.long()]
+                loss_sum += summed_loss(logits, learnt, network.align_corners, unions.members)
             else:
                 labels = network.labels(images)
             confusion += confusion_matrix(targets.to(labels.device), labels, len(classes)).cpu()
@@ -216,11 +245,11 @@ def evaluate(
     return Scores(classes, confusion.numpy(), loss_sum / pixels if with_loss and pixels else math.nan)
 
 
-def summed_loss(logits: Tensor, targets: Tensor, align_corners: bool) -> float:
+def summed_loss(logits: Tensor, targets: Tensor, align_corners: bool, unions: Members = ()) -> float:
     """Returns the cross-entropy of upsampled (N, K, h, w) logits, summed over the labelled pixels of the targets."""
     targets = targets.to(logits.device).long()
     full = F.interpolate(logits, targets.shape[1:], mode="bilinear", align_corners=align_corners)
-    return float(F.cross_entropy(full, targets, ignore_index=IGNORE_INDEX, reduction="sum"))
+    return float(pixel_loss("cross_entropy", full, targets, unions=unions)[0])
 
 
 def confusion_matrix(targets: Tensor, predictions: Tensor, count: int) -> Tensor:

@@ -31,6 +31,7 @@ from training.augment import EpochSampler, make_loader
 from training.cache import open_cache
 from training.frames import find_frames, find_unions, padding, print_check, refuse_other_names
 from training.learner import Learner, half_precision, on_device
+from training.plots import deciding_score
 from training.recipes import compare_settings, data_settings, load_resumable, parse_args
 from training.run_files import RunFiles
 from utils import StopSignal, UserError, count_parameters_and_macs, keep_freed_memory, run_cli
@@ -56,7 +57,7 @@ class Trainer:
 
     Attributes:
         history: one row per finished epoch, as in the statistics file.
-        best: class_miou_present, epoch and weights (`model`) of the best epoch.
+        best: epoch and weights (`model`) of the best epoch.
         stop: true once Ctrl-C or SIGTERM came.
     """
 
@@ -83,7 +84,7 @@ class Trainer:
         self.files = files
         self.settings = settings
         self.history: list[dict] = []
-        self.best: dict = {"class_miou_present": -math.inf}
+        self.best: dict = {}
         self.stop = StopSignal()
 
     def fit(self) -> Scores:
@@ -106,6 +107,7 @@ class Trainer:
                 "pixel_accuracy": scores.pixel_accuracy,
                 "class_miou": scores.class_miou,
                 "class_miou_present": scores.class_miou_present,
+                "joined_miou": scores.joined_miou,
                 "category_miou": scores.category_miou,
                 "lr": self.learner.lr,
                 "images_per_s": images_per_s,
@@ -114,6 +116,8 @@ class Trainer:
             rest = ""
             if scores.class_miou != scores.class_miou_present:
                 rest += f"of present classes {100 * scores.class_miou_present:.2f} %  "
+            if scores.joined:
+                rest += f"joined {100 * scores.joined_miou:.2f} %  "
             if self.data.classes.categories:
                 rest += f"category mIoU {100 * scores.category_miou:.2f} %  "
             tqdm.write(  # as print, but above the bars
@@ -194,11 +198,10 @@ class Trainer:
     def finish_epoch(self, row: dict, scores: Scores) -> None:
         """Records an epoch: its row, the best weights so far, and the run's files."""
         self.history.append(row)
-        score = row["class_miou_present"]  # a class that val lacks has nothing to say
-        if "epoch" not in self.best or score > self.best["class_miou_present"]:
+        if not self.best or deciding_score(row) > deciding_score(self.history[self.best["epoch"] - 1]):
             scored = self.learner.scored.state_dict()
             weights = {name: tensor.detach().cpu().clone() for name, tensor in scored.items()}
-            self.best = {"class_miou_present": score, "epoch": row["epoch"], "model": weights}
+            self.best = {"epoch": row["epoch"], "model": weights}
         if distributed.is_first():
             state = {
                 **self.learner.state_dict(),
@@ -212,9 +215,10 @@ class Trainer:
     def resume(self, state: dict) -> None:
         """Restores what finish_epoch saved, and writes the files that a killed run may not have written any more."""
         self.learner.load_state_dict(state)
-        # Runs that began without this column were scored by the mean over all classes.
-        self.history = [{"class_miou_present": row["class_miou"], **row} for row in state["history"]]
-        self.best = {"class_miou_present": state["best"].get("class_miou"), **state["best"]}
+        # Runs that began without these columns were scored by the mean over all classes.
+        later = ({"class_miou_present": row["class_miou"], "joined_miou": math.nan} for row in state["history"])
+        self.history = [{**columns, **row} for columns, row in zip(later, state["history"], strict=True)]
+        self.best = state["best"]
         if distributed.is_first():
             self.files.save_results(self.history, self.best["model"], self.best_metadata())
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from classes import MOST_CLASSES, LabelFormat
+from classes import MOST_CLASSES, Classes, LabelFormat, plain_labels
 from images import DataError
 from streams import quoted
 
@@ -51,6 +51,22 @@ def read_unions(value: object, names: tuple[str, ...]) -> tuple[tuple[int, tuple
             seen[member] = name
         unions.append((names.index(name), tuple(sorted(map(names.index, members)))))
     return tuple(sorted(union for union in unions if len(union[1]) > 1))
+
+
+def joined_classes(classes: Classes) -> tuple[Classes, np.ndarray]:
+    """Returns classes of which each union of the labels is one, under the name of its label.
+
+    Returns:
+        J classes without categories, and (J, K) int64: 1 where a class is part of a joined one, else 0.
+    """
+    unions = dict(classes.labels.unions)
+    inside = {member for train_id, members in unions.items() for member in members if member != train_id}
+    kept = [train_id for train_id in range(len(classes)) if train_id not in inside]
+    parts = np.zeros((len(kept), len(classes)), np.int64)
+    for row, train_id in enumerate(kept):
+        parts[row, list(unions.get(train_id, (train_id,)))] = 1
+    names, colors = zip(*((classes.names[train_id], classes.colors[train_id]) for train_id in kept), strict=True)
+    return Classes(names, colors, (), plain_labels(len(kept))), parts
 
 
 class Unions(NamedTuple):

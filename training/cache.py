@@ -98,7 +98,7 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
         DataError: the cache belongs to another state of the data set, or is damaged; or a frame of the data set is.
     """
     folder = Path(folder)
-    by_name = {_name(sample): sample for sample in samples}  # train+val has the val frames twice
+    by_name = _by_name(samples)
     frames = _load_index(folder)
     if not _unchecked(folder, by_name, frames):
         return Cache(folder, {name: frames[name] for name in by_name})
@@ -128,6 +128,19 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
                 raise
             _save_index(folder, frames)
     return Cache(folder, {name: frames[name] for name in by_name})
+
+
+def _by_name(samples: Sequence[Sample]) -> dict[str, Sample]:
+    """Returns samples by the name of their file; a frame may be among them several times."""
+    by_name: dict[str, Sample] = {}
+    for sample in samples:
+        first = by_name.setdefault(_name(sample), sample)
+        if (sample.label, sample.labels.digest) != (first.label, first.labels.digest):
+            raise DataError(
+                f"two data sets read {sample.image} with other labels, {first.label} and {sample.label}, or other "
+                "meanings of their values, and a cache holds one: leave out --cache, or one of the data sets"
+            )
+    return by_name
 
 
 class _Build(Dataset):

@@ -43,6 +43,17 @@ def _never_ending_a_run(plot: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def deciding_score(row: dict) -> float:
+    """Returns the score of an epoch that decides which one is the best.
+
+    A class that the ground truth lacks has nothing to say, nor which class of a union was predicted.
+
+    Args:
+        row: as in the statistics file.
+    """
+    return row["class_miou_present"] if math.isnan(row["joined_miou"]) else row["joined_miou"]
+
+
 @_never_ending_a_run
 def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
     """Plots losses, scores and learning rate over the epochs.
@@ -62,13 +73,14 @@ def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
         ("pixel_accuracy", "pixel accuracy"),
         ("category_miou", "category mIoU"),
         ("class_miou", "class mIoU"),
-        ("class_miou_present", "of present classes"),
-        ("class_miou_present", "present"),
+        ("class_miou_present", "of present classes")
+        if math.isnan(history[0]["joined_miou"])
+        else ("joined_miou", "joined"),
     ):
         if not math.isnan(history[0][name]):  # data without categories
             score.plot(epochs, [100 * row[name] for row in history], ".-", label=label, markersize=3)
-    best = max(history, key=lambda row: row["class_miou_present"])
-    at = best["epoch"], 100 * best["class_miou_present"]
+    best = max(history, key=deciding_score)
+    at = best["epoch"], 100 * deciding_score(best)
     score.plot(*at, "o", color="C3", fillstyle="none")
     score.annotate(
         f"{at[1]:.2f}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shlex
 import sys
@@ -26,10 +27,13 @@ COLUMNS = (
     "pixel_accuracy",
     "class_miou",
     "class_miou_present",
+    "joined_miou",
     "category_miou",
     "lr",
     "images_per_s",
 )
+
+MEANS = ("class_miou", "class_miou_present", "joined_miou")  # which a weight file says of itself
 
 
 class RunFiles:
@@ -59,6 +63,7 @@ class RunFiles:
         writable_folder(self.folder)
         self.command = shlex.join(["train.py", *sys.argv[1:]])
         self.train_split = args.train_split
+        self.extra_data = args.extra_data or []
         self.board = _open_board(self.folder) if args.tensorboard and distributed.is_first() else None
 
     def _earlier_run(self, resumed: str | None) -> list[Path]:
@@ -106,8 +111,8 @@ class RunFiles:
             "classes": self.classes.as_dict(),
             "train_split": self.train_split,
             "epoch": row["epoch"],
-            "class_miou": row["class_miou"],
-            "class_miou_present": row["class_miou_present"],
+            **{name: row[name] for name in MEANS if not math.isnan(row[name])},
+            "extra_data": self.extra_data,
             "command": self.command,
             "torch": str(torch.__version__),
         }
