@@ -26,9 +26,9 @@ class Tree(NamedTuple):
     """What a data set looks like on disk: pictures and labels, and what some values in the labels mean.
 
     Attributes:
-        train: two pictures, each with its label.
+        train: pictures, each with its label.
         val: a picture with its label.
-        test: a picture whose label nobody has.
+        test: pictures; their labels are not read.
         beside: files that are neither.
         expected: values or colors, and their train id.
         palette: labels are palette PNGs.
@@ -36,7 +36,7 @@ class Tree(NamedTuple):
 
     train: tuple[tuple[str, str], ...]
     val: tuple[str, str]
-    test: str | None
+    test: tuple[str, ...]
     expected: dict
     beside: tuple[str, ...] = ()
     palette: bool = False
@@ -64,24 +64,27 @@ def camvid_full(frame: str) -> tuple[str, str]:
 
 # Values that a shift by one, a swap of two classes or another table would get wrong.
 CITYSCAPES_IDS = {0: VOID, 7: 0, 8: 1, 9: VOID, 11: 2, 17: 5, 18: VOID, 19: 6, 24: 11, 29: VOID, 31: 16, 33: 18}
+# The ends of the parts of CamVid's sequences that belong to a split: each pattern has to match a frame.
+CAMVID_TRAIN = ("0001TP_006690", "0001TP_008010", "0001TP_008520", "0006R0_f00930")
+CAMVID_TEST = ("0001TP_008550", "0001TP_008610", "0001TP_009000", "0001TP_010380", "Seq05VD_f00000")
 TREES = {
     "cityscapes": Tree(
         (cityscapes("train/aachen/aachen_000000_000019"), cityscapes("train/ulm/ulm_000093_000019")),
         cityscapes("val/munster/munster_000000_000019"),
-        cityscapes("test/berlin/berlin_000000_000019")[0],
+        cityscapes("test/berlin/berlin_000000_000019")[:1],
         CITYSCAPES_IDS,
         beside=("gtFine/train/ulm/ulm_000093_000019_gtFine_color.png",),
     ),
     "camvid": Tree(
         (folders("0001TP_006690", "train", "trainannot"), folders("0016E5_00901", "train", "trainannot")),
         folders("0016E5_07959", "val", "valannot"),
-        folders("Seq05VD_f00000", "test", "testannot")[0],
+        folders("Seq05VD_f00000", "test", "testannot")[:1],
         {0: 0, 3: 3, 8: 8, 10: 10, 11: VOID},
     ),
     "camvid_full": Tree(
-        (camvid_full("0001TP_008520"), camvid_full("0016E5_00901")),
+        tuple(map(camvid_full, (*CAMVID_TRAIN, "0016E5_00390", "0016E5_00901"))),
         camvid_full("0016E5_08159"),
-        camvid_full("0001TP_008550")[0],
+        tuple(camvid_full(frame)[0] for frame in CAMVID_TEST),
         {(0, 0, 0): VOID, (64, 128, 64): 0, (64, 0, 128): 5, (128, 64, 128): 17, (0, 0, 192): 19, (64, 192, 0): 30},
     ),
     "bdd100k": Tree(
@@ -90,35 +93,35 @@ TREES = {
             for frame in ("0004a4c0", "00054602")
         ),
         folders("7d06fefd-f7be05a6", "images/10k/val", "labels/sem_seg/masks/val", ".jpg"),
-        "images/10k/test/ac6d4f42-00000000.jpg",
+        ("images/10k/test/ac6d4f42-00000000.jpg",),
         {0: 0, 18: 18, 255: VOID},
         beside=("images/100k/train/0000f77c-6257be58.jpg", "labels/sem_seg/colormaps/train/0004a4c0-1a2b3c4d.png"),
     ),
     "idd": Tree(
         (cityscapes("train/0/005506", "labelids"), cityscapes("train/201/frame0029", "labelids", "jpg")),
         cityscapes("val/119/903127", "labelids"),
-        cityscapes("test/7/000000")[0],
+        cityscapes("test/7/000000")[:1],
         {0: 0, 1: VOID, 3: 1, 5: 9, 8: 12, 9: 17, 11: VOID, 12: 13, 17: 16, 20: 3, 26: 5, 27: VOID, 33: 10, 35: VOID},
         beside=("gtFine/train/0/005506_gtFine_labellevel3Ids.png",),
     ),
     "kitti_semantics": Tree(
         tuple(folders(f"{frame}_10", "training/image_2", "training/semantic") for frame in ("000000", "000159")),
         folders("000160_10", "training/image_2", "training/semantic"),
-        "testing/image_2/000000_10.png",
+        ("testing/image_2/000000_10.png",),
         CITYSCAPES_IDS,
         beside=("training/instance/000000_10.png", "training/semantic_rgb/000000_10.png"),
     ),
     "acdc": Tree(
         (acdc("fog/train/GOPR0475/GOPR0475_frame_000041"), acdc("snow/train/GP010122/GP010122_frame_000001")),
         acdc("night/val/GOPR0356/GOPR0356_frame_000321"),
-        acdc("rain/test/GOPR0572/GOPR0572_frame_000145")[0],
+        acdc("rain/test/GOPR0572/GOPR0572_frame_000145")[:1],
         CITYSCAPES_IDS,
         beside=("gt/fog/train/GOPR0475/GOPR0475_frame_000041_gt_labelColor.png",),
     ),
     "mapillary_vistas": Tree(
         tuple(folders(frame, "training/images", "training/v1.2/labels", ".jpg") for frame in ("__CRyFzo", "-6-WLs7O6")),
         folders("0035fkbjWljhaftpVM37-g", "validation/images", "validation/v1.2/labels", ".jpg"),
-        "testing/images/__-cdxNSX2.jpg",
+        ("testing/images/__-cdxNSX2.jpg",),
         {0: VOID, 2: 1, 3: 4, 13: 0, 17: 2, 19: 11, 20: 12, 27: 10, 45: 5, 46: 7, 48: 6, 52: 18, 55: 13, 65: VOID},
         beside=("training/v2.0/labels/__CRyFzo.png",),
         palette=True,
@@ -126,11 +129,11 @@ TREES = {
     "gta5": Tree(
         (folders("00001", "images", "labels"), folders("19999", "images", "labels")),
         folders("20000", "images", "labels"),
-        None,
+        (),
         {**CITYSCAPES_IDS, 34: VOID},
         palette=True,
     ),
-}  # fmt: skip
+}
 
 
 def known_values(content: dict) -> list:
@@ -150,8 +153,7 @@ def draw(tree: Tree, root: Path, content: dict) -> dict[Path, np.ndarray]:
         index = rng.permutation(np.arange(64 * 96) % len(values)).reshape(64, 96)
         places[root / picture] = index
         write_label(root / label, np.array(values, np.uint8)[index], tree.palette)
-    pictures = [picture for picture, _ in (*tree.train, tree.val)] + [tree.test] * (tree.test is not None)
-    for picture in (*pictures, *tree.beside):
+    for picture in (*(picture for picture, _ in (*tree.train, tree.val)), *tree.test, *tree.beside):
         (root / picture).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(root / picture), rng.integers(0, 256, (64, 96, 3), np.uint8))
     return places
@@ -183,7 +185,7 @@ def assert_read(file: Path, tree: Tree, root: Path) -> None:
     expected = {"train": {(root / picture, root / label) for picture, label in tree.train}}
     expected["val"] = {(root / tree.val[0], root / tree.val[1])}
     if tree.test:
-        expected["test"] = {(root / tree.test, None)}
+        expected["test"] = {(root / picture, None) for picture in tree.test}
     assert found == expected
     for frame in frames["train"] + frames["val"]:
         label = read_pair(frame)[1]
@@ -232,13 +234,13 @@ DOCUMENTED = {  # in the order of the page
     "example": Tree(
         (folders("a", "images/train", "masks/train"), folders("b", "images/train", "masks/train")),
         folders("c", "images/val", "masks/val"),
-        None,
+        (),
         {0: 0, 2: 2, 255: VOID},
     ),
     "labelme": Tree(
         tuple(folders(frame, "train/JPEGImages", "train/SegmentationClass", ".jpg") for frame in "ab"),
         folders("c", "val/JPEGImages", "val/SegmentationClass", ".jpg"),
-        None,
+        (),
         {0: 0, 2: 2, 255: VOID},
         beside=("train/SegmentationClassVisualization/a.jpg",),
         palette=True,
@@ -246,14 +248,14 @@ DOCUMENTED = {  # in the order of the page
     "cvat": Tree(
         tuple(folders(frame, "train/JPEGImages", "train/SegmentationClass", ".jpg") for frame in "ab"),
         folders("c", "val/JPEGImages", "val/SegmentationClass", ".jpg"),
-        None,
+        (),
         {(128, 64, 128): 0, (0, 0, 142): 1, (0, 0, 0): VOID},
         beside=("train/SegmentationObject/a.png",),
     ),
     "roboflow": Tree(
         (("train/a_jpg.rf.3c52.jpg", "train/a_jpg.rf.3c52_mask.png"), ("train/b.rf.1.jpg", "train/b.rf.1_mask.png")),
         ("valid/c_jpg.rf.77.jpg", "valid/c_jpg.rf.77_mask.png"),
-        None,
+        (),
         {0: 0, 2: 2},
     ),
 }
