@@ -31,6 +31,7 @@ class LabelFormat:
             ids themselves, which is what such a label is read as.
         advice: what to do about unknown values, for messages; these stand in it for {values}, as ignored ones.
         alternatives: values that mean the same, of which a file has only one.
+        own: values that the description of the data names; where one means a class, no other is written for it.
     """
 
     train_ids: tuple[tuple[int, int], ...]
@@ -40,6 +41,7 @@ class LabelFormat:
     colors: tuple[tuple[RGB, int], ...] = ()
     advice: str = ""
     alternatives: tuple[int, ...] = ()
+    own: tuple[int, ...] = ()
 
     @functools.cached_property
     def table(self) -> np.ndarray:
@@ -58,9 +60,11 @@ class LabelFormat:
 
     @functools.cached_property
     def file_values(self) -> np.ndarray:
-        """(256,) uint8: from a train id, or IGNORE_INDEX, to the lowest value that means it."""
+        """(256,) uint8: from a train id, or IGNORE_INDEX, to the lowest value that means it; of `own`, if one does."""
         values = np.full(256, IGNORE_INDEX, np.uint8)
-        for value, train_id in sorted(self.train_ids, reverse=True):
+        for value, train_id in sorted(
+            self.train_ids, key=lambda pair: (pair[0] not in self.own, pair[0]), reverse=True
+        ):
             values[train_id] = value
         return values
 

@@ -161,6 +161,8 @@ def read_classes(content: dict, file: str) -> Classes:
         raise DataError("it has label_mapping and label_colors; keep the one that its labels need")
     meaning = _colored_labels if content.get("label_colors") else _valued_labels
     labels = meaning(content, names, file)
+    if not content.get("colors"):  # those of the labels, the first of each class
+        given = {train_id: color for color, train_id in reversed(labels.colors) if train_id != IGNORE_INDEX}
     return Classes(names, distinct_colors(len(names), given), _categories(content, names), labels)
 
 
@@ -276,7 +278,7 @@ def _valued_labels(content: dict, names: tuple[str, ...], file: str) -> LabelFor
     """Returns the format of labels whose pixels are values; those that label_mapping lacks may be train ids."""
     mapping = _mapping(content, names)
     plain = plain_labels(len(names))
-    alternatives = ()
+    own, alternatives = tuple(mapping), ()
     if _is_binary(content):
         moved = {train_id for value, train_id in mapping.items() if value != train_id}
         if 0 in moved and 1 not in mapping.values():
@@ -289,6 +291,7 @@ def _valued_labels(content: dict, names: tuple[str, ...], file: str) -> LabelFor
         _ranges([value for value, _ in known]) if mapping else plain.expected,
         ignore_unknown=content.get("unmapped") == "ignore",
         alternatives=alternatives,
+        own=own,
         advice="; for pixels that should not count write label_mapping: {..., {values}} or unmapped: ignore in " + file,
     )
 

@@ -6,6 +6,7 @@ import argparse
 
 from classes import Classes
 from dataset import DataSet, Sample, train_ids_note
+from images import DataError
 from loading import Check, check_frames
 from training import distributed
 
@@ -32,18 +33,53 @@ def find_frames(args: argparse.Namespace, data: DataSet) -> tuple[list[Sample], 
     return train_samples, val_samples
 
 
-def check_split(samples: list[Sample], split: str, classes: Classes, workers: int, decode_images: bool) -> Check:
-    """Checks the files of a split, each process its share; in the first one, refuses a split without labels."""
-    share = check_frames(samples[distributed.rank() :: distributed.count()], split, classes, workers, decode_images)
+def check_split(
+    samples: list[Sample], split: str, classes: Classes, workers: int, decode_images: bool, go_on: bool = False
+) -> Check:
+    """Checks the files of a split, each process its share; in the first one, refuses a split without labels.
+
+    Args:
+        samples: all frames of the split.
+        split: its name.
+        classes: of the data set.
+        workers: loader processes.
+        decode_images: see check_frames.
+        go_on: collect problems, of which that of a split without labels is one.
+    """
+    share = check_frames(
+        samples[distributed.rank() :: distributed.count()], split, classes, workers, decode_images, go_on
+    )
     check = Check(split, classes)
     for part in distributed.gather_to_first(share):
         check.add(part)
     if distributed.is_first() and split != "test":
-        check.refuse_unlabelled()
+        try:
+            check.refuse_unlabelled()
+        except DataError as error:
+            if not go_on:
+                raise
+            check.problems[str(error)] = str(error), check.frames
     return check
 
 
 def print_check(data: DataSet, workers: int) -> None:
-    """Checks every file of the data set and prints what was found."""
+    """Checks every file of the data set and prints what was found, and of each kind the first problem.
+
+    Raises:
+        DataError: there are problems.
+    """
+    problems = 0
     for split in data.splits:
-        print(check_split(data.find(split), split, data.classes, workers, decode_images=True).report(), flush=True)
+        try:
+            samples = data.find(split)
+        except DataError as error:
+            needed = split != "test"  # which training does without
+            problems += needed
+            print(f"{split}: {'problem' if needed else 'not there'}: {error}", flush=True)
+            continue
+        check = check_split(samples, split, data.classes, workers, decode_images=True, go_on=True)
+        problems += len(check.problems)
+        if distributed.is_first():
+            print(check.report(), flush=True)
+    if problems:
+        raise DataError(f"{data.path} has {problems} kind(s) of problems, listed above; mend them before training")
