@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataset import DataError, find_samples, read_image
+from dataset import find_samples
+from images import DataError, read_image
 from model import FastSCNN
 from speed.gpu import gpu_rows
 from speed.plain import measured_network

@@ -6,7 +6,8 @@ Nothing else knows the table of Cityscapes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,11 +56,23 @@ class LabelFormat:
 
     @functools.cached_property
     def file_values(self) -> np.ndarray:
-        """(256,) uint8: from a train id to the lowest value that means it; ignored pixels: see classes.Classes."""
+        """(256,) uint8: from a train id, or IGNORE_INDEX, to the lowest value that means it."""
         values = np.full(256, IGNORE_INDEX, np.uint8)
         for value, train_id in sorted(self.train_ids, reverse=True):
             values[train_id] = value
         return values
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Is the same for formats that read every file alike."""
+        decides = sorted(self.train_ids), sorted(self.colors), self.ignore_unknown
+        return hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
+
+    def meaning(self, value: int, class_names: tuple[str, ...]) -> str:
+        """Returns in words what a value means."""
+        train_id = int(self.table[value])
+        plain = class_names[train_id] if train_id < len(class_names) else "ignored"
+        return dict(self.names).get(value, plain if self.known[value] else "unknown")
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,7 @@ class Classes:
             "names": list(self.names),
             "colors": [list(color) for color in self.colors],
             "categories": {name: list(members) for name, members in self.categories},
+            "named": self.named,
         }
 
     @classmethod
@@ -111,11 +125,12 @@ class Classes:
         names = tuple(entries["names"])
         if names == CITYSCAPES.names:
             return CITYSCAPES
+        named = bool(entries.get("named", True))
         colors = tuple((int(r), int(g), int(b)) for r, g, b in entries["colors"])
         categories = tuple((str(name), tuple(map(int, ids))) for name, ids in entries.get("categories", {}).items())
         if not 2 <= len(names) == len(colors) <= MOST_CLASSES or not all(isinstance(name, str) for name in names):
             raise ValueError("expected 2 to 255 names, with a color each")
-        return cls(names, colors, categories, plain_labels(len(names)))
+        return cls(names, colors, categories, plain_labels(len(names)), named=named)
 
     @classmethod
     def unnamed(cls, count: int) -> Classes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dataset import DataError, read_image
+from images import DataError, read_image
 from inference.backends import Network, check_precision, export_metadata
 from inference.checkpoints import load_model
 from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, exported_files
@@ -130,7 +130,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Exports a checkpoint; a file that does not agree with PyTorch is not kept."""
     args = parse_args()
-    model, _ = load_model(args.model_weight)
+    model, loaded = load_model(args.model_weight)
     found, left_out = find_pictures(args.pictures) if args.pictures else ([], "")
     if args.pictures and not found:
         raise UserError(f"--pictures: no picture that OpenCV decodes in {args.pictures}; name a folder of pictures")
@@ -142,7 +142,7 @@ def main() -> int:
     source = hashlib.sha256(Path(args.model_weight).read_bytes()).hexdigest()
     size = None if args.dynamic else (args.height, args.width)
     least = AGREEMENT[args.precision] if args.least_agreement is None else args.least_agreement
-    metadata = export_metadata(model, source, args.precision, size)
+    metadata = export_metadata(model, source, args.precision, size, loaded["classes"])
     with exported_aside(model, metadata, output, args.format, images) as network:
         share = check_agreement(model, network, images, least, DYNAMIC_SIZES if args.dynamic else [size])
         metadata |= {"agreement": share, "least_agreement": least}

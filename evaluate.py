@@ -23,18 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from classes import CATEGORIES, CLASSES, IGNORE_INDEX, LABELS, NUM_CLASSES
-from dataset import (
-    SPLITS,
-    DataError,
-    Read,
-    Sample,
-    check_headers,
-    default_data_path,
-    find_samples,
-    read_pair,
-    train_ids_note,
-)
+from classes import IGNORE_INDEX, Classes
+from dataset import SPLITS, Read, Sample, check_headers, read_pair, train_ids_note
+from description import add_data_flags, open_data
+from images import DataError
 from inference.backends import Network
 from inference.label_head import labels_from_logits
 from inference.predictions import PredictionWriter
@@ -52,10 +44,12 @@ class Scores:
     predicted has an IoU of 0, and counts.
 
     Attributes:
+        classes: K of them.
         confusion: (K, K) int64 pixel counts; rows are ground truth, columns predictions; ignored pixels are absent.
         loss: mean cross-entropy over the labelled pixels, NaN if it was not computed.
     """
 
+    classes: Classes
     confusion: np.ndarray
     loss: float = math.nan
 
@@ -67,8 +61,10 @@ class Scores:
 
     @property
     def category_iou(self) -> np.ndarray:
-        """IoU of each of CATEGORIES; a confusion within a category is not an error. NaN for void."""
-        member = np.array([[label.category == category for label in CLASSES] for category in CATEGORIES], np.int64)
+        """IoU of each category; a confusion within a category is not an error. NaN for one without classes."""
+        places = range(len(self.classes))
+        member = np.array([[i in ids for i in places] for _, ids in self.classes.categories], np.int64)
+        member = member.reshape(-1, len(self.classes))
         grouped = member @ self.confusion @ member.T
         true_positive = np.diagonal(grouped)
         return _ratio(true_positive, grouped.sum(0) + grouped.sum(1) - true_positive)
@@ -80,7 +76,7 @@ class Scores:
 
     @property
     def category_miou(self) -> float:
-        """Mean category IoU, the official average."""
+        """Mean category IoU, the official average; NaN without categories."""
         return _mean(self.category_iou)
 
     @property
@@ -95,10 +91,12 @@ class Scores:
 
     def as_json(self) -> dict:
         """Returns the scores under the official script's keys, plus two of ours; None where there is no score."""
-        by_train_id = {label.name: iou for label, iou in zip(CLASSES, self.class_iou, strict=True)}
+        names = self.classes.names
+        by_name = dict(zip(names, self.class_iou, strict=True))
+        categories = [name for name, _ in self.classes.categories]
         scores = {
-            "classScores": {label.name: by_train_id.get(label.name, math.nan) for label in LABELS},
-            "categoryScores": dict(zip(CATEGORIES, self.category_iou, strict=True)),
+            "classScores": {name: by_name.get(name, math.nan) for name in self.classes.label_names or names},
+            "categoryScores": dict(zip(categories, self.category_iou, strict=True)),
             "averageScoreClasses": self.class_miou,
             "averageScoreCategories": self.category_miou,
             "averageScoreClassesPresent": self.class_miou_present,
@@ -109,23 +107,25 @@ class Scores:
     def table(self) -> str:
         """Returns the per-class and per-category table with averages, in percent."""
         counts = self.confusion.sum(1) / max(1, self.confusion.sum())
-        lines = [f"{'class':<15}{'IoU %':>8}{'pixels %':>11}"]
+        width = max(15, *(len(name) + 1 for name in self.classes.names))
+        lines = [f"{'class':<{width}}{'IoU %':>8}{'pixels %':>11}"]
         lines += [
-            f"{label.name:<15}{_percent(iou):>8}{100 * share:>11.2f}"
-            for label, iou, share in zip(CLASSES, self.class_iou, counts, strict=True)
+            f"{name:<{width}}{_percent(iou):>8}{100 * share:>11.2f}"
+            for name, iou, share in zip(self.classes.names, self.class_iou, counts, strict=True)
         ]
-        lines += ["", f"{'category':<15}{'IoU %':>8}"]
+        if self.classes.categories:
+            lines += ["", f"{'category':<{width}}{'IoU %':>8}"]
         lines += [
-            f"{category:<15}{_percent(iou):>8}"
-            for category, iou in zip(CATEGORIES, self.category_iou, strict=True)
-            if category != "void"
+            f"{name:<{width}}{_percent(iou):>8}"
+            for (name, members), iou in zip(self.classes.categories, self.category_iou, strict=True)
+            if members
         ]
         present = int((self.confusion.sum(1) > 0).sum())
         lines += [
             "",
             f"class mIoU            {_percent(self.class_miou):>6} %",
             f"class mIoU, present   {_percent(self.class_miou_present):>6} %  ({present} classes in the ground truth)",
-            f"category mIoU         {_percent(self.category_miou):>6} %",
+            *([f"category mIoU         {_percent(self.category_miou):>6} %"] if self.classes.categories else []),
             f"pixel accuracy        {_percent(self.pixel_accuracy):>6} %",
         ]
         return "\n".join(lines)
@@ -155,6 +155,7 @@ def _without_nan(value: object) -> object:
 def evaluate(
     network: Network,
     samples: Sequence[Sample],
+    classes: Classes,
     *,
     workers: int = 0,
     writer: PredictionWriter | None = None,
@@ -170,6 +171,7 @@ def evaluate(
     Args:
         network: on any engine.
         samples: the frames; those without labels are only predicted.
+        classes: of the labels and of the network.
         workers: loader processes.
         writer: writes the predictions, if given.
         read: reads a frame, from files or from a cache.
@@ -184,7 +186,7 @@ def evaluate(
         writer.clear()
     samples = samples[distributed.rank() :: distributed.count()]
     loader = frame_loader(FrameSet(samples, read), workers)
-    confusion = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.int64)
+    confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     loss_sum = 0.0
     unwritten = []
     with naming_dead_workers(loader):
@@ -198,7 +200,7 @@ def evaluate(
                 loss_sum += summed_loss(logits, targets, network.align_corners)
             else:
                 labels = network.labels(images)
-            confusion += confusion_matrix(targets.to(labels.device), labels).cpu()
+            confusion += confusion_matrix(targets.to(labels.device), labels, len(classes)).cpu()
             if writer:
                 encoded = writer.encode(sample, labels[0].to(torch.uint8).cpu().numpy())
                 if distributed.is_first():
@@ -211,7 +213,7 @@ def evaluate(
     confusion = distributed.all_reduce_sum(confusion)
     loss_sum = float(distributed.all_reduce_sum(torch.tensor(loss_sum, dtype=torch.float64)))
     pixels = int(confusion.sum())
-    return Scores(confusion.numpy(), loss_sum / pixels if with_loss and pixels else math.nan)
+    return Scores(classes, confusion.numpy(), loss_sum / pixels if with_loss and pixels else math.nan)
 
 
 def summed_loss(logits: Tensor, targets: Tensor, align_corners: bool) -> float:
@@ -221,11 +223,17 @@ def summed_loss(logits: Tensor, targets: Tensor, align_corners: bool) -> float:
     return float(F.cross_entropy(full, targets, ignore_index=IGNORE_INDEX, reduction="sum"))
 
 
-def confusion_matrix(targets: Tensor, predictions: Tensor) -> Tensor:
-    """Counts pixels: (K, K) int64, rows ground truth, columns predictions, from two tensors of train ids."""
+def confusion_matrix(targets: Tensor, predictions: Tensor, count: int) -> Tensor:
+    """Counts pixels: (K, K) int64, rows ground truth, columns predictions, from two tensors of train ids.
+
+    Args:
+        targets: of any shape, with IGNORE_INDEX.
+        predictions: of that shape.
+        count: K.
+    """
     valid = targets != IGNORE_INDEX
-    pairs = targets[valid].long() * NUM_CLASSES + predictions[valid].long()
-    return torch.bincount(pairs, minlength=NUM_CLASSES**2).view(NUM_CLASSES, NUM_CLASSES)
+    pairs = targets[valid].long() * count + predictions[valid].long()
+    return torch.bincount(pairs, minlength=count**2).view(count, count)
 
 
 def official_command(data_path: str | Path, results: Path, export: Path) -> str:
@@ -243,7 +251,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Score a checkpoint by the official Cityscapes rules.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--data_path", default=default_data_path(), help="data set in Cityscapes layout")
+    add_data_flags(parser)
     parser.add_argument(
         "--model_weight",
         default="1024_2048_model.pth",
@@ -266,15 +274,16 @@ def main() -> int:
     predict_only = args.split == "test"
     if predict_only and args.json:
         raise UserError("--json was given for the test split, which has no public labels to score; use --split val")
-    samples = find_samples(args.data_path, args.split)
+    data = open_data(args.data_path, args.data_root)
+    samples = data.find(args.split)
     check_headers(samples)
-    network, metadata = load_network(args.model_weight, args.device, args.backend, args.precision)
+    network, metadata = load_network(args.model_weight, args.device, args.backend, args.precision, data.classes)
     save_dir = args.save_dir
     if save_dir is None and predict_only:
         save_dir = os.environ.get("CITYSCAPES_RESULTS", "results")
     if args.color_dir and save_dir is None:
         raise UserError("--color_dir was given without --save_dir; give both")
-    writer = PredictionWriter(save_dir, samples, args.color_dir) if save_dir else None
+    writer = PredictionWriter(save_dir, samples, data.classes, args.color_dir) if save_dir else None
     if args.json:
         writable_folder(Path(args.json).absolute().parent)
         refuse_input(args.json, "--json", [args.model_weight, *(file for s in samples for file in (s.image, s.label))])
@@ -286,14 +295,14 @@ def main() -> int:
         print(f"the {args.split} split was seen in training: these scores say little about other pictures")
     epoch = f", epoch {metadata['epoch']}" if "epoch" in metadata else ""
     print(f"{args.model_weight}{epoch} on {args.data_path}, {args.split}: {len(samples)} frames, {network.name}")
-    scores = evaluate(network, samples, workers=args.workers, writer=writer)
+    scores = evaluate(network, samples, data.classes, workers=args.workers, writer=writer)
     if writer:
         print(f"predictions: {writer.folder}")
     if predict_only:
         print("the test split is predicted only: its labels are not public")
         return 1 if writer.refused else 0
     if not scores.confusion.any():
-        check_frames(samples, args.split, args.workers, decode_images=False).refuse_unlabelled()
+        check_frames(samples, args.split, data.classes, args.workers, decode_images=False).refuse_unlabelled()
     print(scores.table())
     if args.json:
         write_file(args.json, json.dumps(scores.as_json(), indent=2).encode())

@@ -19,19 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
-from classes import CLASSES, ID_TO_TRAIN_ID, IGNORE_INDEX, LABELS, NUM_CLASSES
-from dataset import (
-    DataError,
-    Read,
-    Sample,
-    check_values,
-    count_values,
-    png_header,
-    read_image,
-    read_label_values,
-    read_pair,
-    same_size,
-)
+from classes import Classes, LabelFormat
+from dataset import Read, Sample, read_pair, same_size
+from images import DataError, check_values, count_values, png_header, read_image, read_label_values
 
 # What PyTorch and the system say when workers find no room for a batch that they hand over.
 _NO_SHARED_MEMORY = re.compile(r"shared memory|/torch_\d|No space left on device|Bus error|SemLock|sem_open")
@@ -176,53 +166,56 @@ class Check:
 
     Attributes:
         split: name of the split.
+        classes: of the data set.
         frames: number of frames.
         sizes: frames of each (height, width).
-        values: (2, 256) int64 pixels of each value in the label files: of label ids, and of train ids.
+        values: (256,) int64 pixels of each value in the label files, for each format that they have.
     """
 
     split: str
+    classes: Classes
     frames: int = 0
     sizes: Counter = field(default_factory=Counter)
-    values: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
+    values: dict[LabelFormat, np.ndarray] = field(default_factory=dict)
 
     def add(self, other: Check) -> None:
         """Adds what another process found in its share of the frames."""
         self.frames += other.frames
         self.sizes += other.sizes
-        self.values += other.values
+        for labels, counts in other.values.items():
+            self.values[labels] = self.values.get(labels, 0) + counts
 
     @property
     def class_pixels(self) -> np.ndarray:
         """(K,) pixels of each class."""
-        pixels = self.values[1].copy()
-        np.add.at(pixels, ID_TO_TRAIN_ID, self.values[0])
-        return pixels[:NUM_CLASSES]
+        pixels = np.zeros(256, np.int64)
+        for labels, counts in self.values.items():
+            np.add.at(pixels, labels.table, counts)
+        return pixels[: len(self.classes)]
 
     def refuse_unlabelled(self) -> None:
         """Raises DataError if no class has a pixel, or only one in a split to train on."""
-        present = [CLASSES[index].name for index in np.flatnonzero(self.class_pixels)]
+        present = [self.classes.names[index] for index in np.flatnonzero(self.class_pixels)]
         if not present:
             found = ", ".join(f"{value} ({meaning})" for value, meaning, _ in self.rows()[:8])
+            expected = " or ".join(labels.expected for labels in self.values)
             raise DataError(
-                f"no pixel of the {self.split} split belongs to a class: the labels only hold {found}; expected label "
-                "ids of classes, from 7 (road) to 33 (bicycle)"
+                f"no pixel of the {self.split} split belongs to a class: the labels only hold {found}; expected "
+                f"{expected}, some of them those of classes"
             )
         if len(present) == 1 and self.split == "train":
             raise DataError(f"only {present[0]} has pixels in the train split; expected at least two classes")
 
     def absent(self) -> str:
         """Returns a note that names the classes without a pixel, or an empty string."""
-        names = [CLASSES[index].name for index in np.flatnonzero(self.class_pixels == 0)]
+        names = [self.classes.names[index] for index in np.flatnonzero(self.class_pixels == 0)]
         return f"no pixel in the {self.split} split: {', '.join(names)}" if names else ""
 
     def rows(self) -> list[tuple[int, str, int]]:
         """Returns each value that occurs in the labels, what it means, and its pixels."""
-        by_id = {label.id: label.name for label in LABELS}
-        by_train_id = {label.train_id: f"{label.name}, train id" for label in CLASSES} | {IGNORE_INDEX: "ignored"}
         return [
-            (int(value), meanings.get(int(value), "unknown"), int(counts[value]))
-            for meanings, counts in zip((by_id, by_train_id), self.values, strict=True)
+            (int(value), labels.meaning(int(value), self.classes.names), int(counts[value]))
+            for labels, counts in self.values.items()
             for value in np.flatnonzero(counts)
         ]
 
@@ -231,33 +224,41 @@ class Check:
         sizes = ", ".join(f"{frames} of {h}x{w}" for (h, w), frames in self.sizes.most_common(5))
         more = f" and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
         lines = [f"{self.split}: {self.frames} frames, {sizes}{more}"]
-        if not self.values.any():
+        if not self.values:
             return "\n".join([*lines, "  labels are not read"])
-        total = self.values.sum()
+        total = sum(counts.sum() for counts in self.values.values())
         lines.append(f"  {'value':>5}  {'meaning':<24}{'pixels':>16}{'%':>8}")
         for value, meaning, pixels in self.rows():
             lines.append(f"  {value:>5}  {meaning:<24}{pixels:>16,}{100 * pixels / total:>8.2f}")
-        labelled = self.class_pixels.sum()
-        lines.append(f"  {100 * labelled / total:.2f} % of the pixels belong to a class")
+        pixels = self.class_pixels
+        if any(len(labels.train_ids) != len(self.classes) + 1 for labels in self.values):  # values are not classes
+            lines.append(f"  {'class':<31}{'pixels':>16}{'%':>8}{'written as':>12}")
+            for index in np.flatnonzero(pixels):
+                share = f"{pixels[index]:>16,}{100 * pixels[index] / total:>8.2f}"
+                written = self.classes.labels.file_values[index]
+                lines.append(f"  {self.classes.names[index]:<31}{share}{written:>12}")
+        lines.append(f"  {100 * pixels.sum() / total:.2f} % of the pixels belong to a class")
         return "\n".join([*lines, *([f"  {self.absent()}"] if self.absent() else [])])
 
 
-def check_frames(samples: Sequence[Sample], split: str, workers: int, decode_images: bool) -> Check:
+def check_frames(samples: Sequence[Sample], split: str, classes: Classes, workers: int, decode_images: bool) -> Check:
     """Decodes every label, and every picture or else only its header if it is a PNG.
 
     Raises:
-        DataError: a file is missing, damaged, of a wrong kind or size, or a value is outside the label table.
+        DataError: a file is missing, damaged, of a wrong kind or size, or a value has no meaning.
     """
     loader = frame_loader(_Checked(samples, decode_images), workers, batch_size=None, collate_fn=as_it_is)
-    check = Check(split)
+    check = Check(split, classes)
     with naming_dead_workers(loader):
-        for size, values in tqdm(loader, f"check {split}", leave=False, disable=None, unit="frame"):
-            check.add(Check(split, 1, Counter([size]), values))
+        found = tqdm(loader, f"check {split}", leave=False, disable=None, unit="frame")
+        for sample, (size, counts) in zip(samples, found, strict=True):
+            values = {} if counts is None else {sample.labels: counts}
+            check.add(Check(split, classes, 1, Counter([size]), values))
     return check
 
 
 class _Checked(Dataset):
-    """Frames that are checked: an item is the size, and the pixels of each value as in Check."""
+    """Frames that are checked: an item is the size, and (256,) pixels of each value, or None without a label."""
 
     def __init__(self, samples: Sequence[Sample], decode_images: bool):
         self.samples = list(samples)
@@ -267,9 +268,8 @@ class _Checked(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[tuple[int, int], np.ndarray]:
-        sample = self.samples[index]
-        values = np.zeros((2, 256), np.int64)
+    def __getitem__(self, index: int) -> tuple[tuple[int, int], np.ndarray | None]:
+        sample, counts = self.samples[index], None
         with self.log.reading(index):
             header = png_header(sample.image, "picture")
             if self.decode_images or header is None or header[2] > 8:
@@ -277,12 +277,11 @@ class _Checked(Dataset):
             else:
                 size = header[:2]
             if sample.label is not None:
-                label = read_label_values(sample.label, sample.label_is_train_ids)
+                label = read_label_values(sample.label, sample.labels)
                 same_size(sample, size, label.shape)
                 counts = count_values(label)
-                check_values(sample.label, np.flatnonzero(counts), sample.label_is_train_ids)
-                values[int(sample.label_is_train_ids)] = counts
-        return size, values
+                check_values(sample.label, np.flatnonzero(counts), sample.labels)
+        return size, counts
 
 
 def as_it_is(item: object) -> object:

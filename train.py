@@ -16,8 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import DataError, Read, Sample, read_pair
+from classes import Classes
+from dataset import DataSet, Read, Sample, read_pair
+from description import open_data
 from evaluate import Scores, evaluate, official_command
+from images import DataError
 from inference.backends import torch_network
 from inference.checkpoints import build_model, check_state, initial_model
 from inference.predictions import PredictionWriter
@@ -28,7 +31,7 @@ from training.augment import EpochSampler, make_loader
 from training.cache import open_cache
 from training.frames import find_frames, print_check
 from training.learner import Learner, half_precision, on_device
-from training.recipes import compare_settings, load_resumable, parse_args
+from training.recipes import compare_settings, data_settings, load_resumable, parse_args
 from training.run_files import RunFiles
 from utils import StopSignal, UserError, count_parameters_and_macs, keep_freed_memory, run_cli
 
@@ -45,6 +48,7 @@ class Trainer:
         learner: takes the steps.
         loader: gives the batches of the epoch that its EpochSampler is set to.
         val_samples: the frames to score.
+        data: the data set.
         read: reads a frame, from files or from a cache.
         writer: writes predictions.
         files: the run's files.
@@ -52,7 +56,7 @@ class Trainer:
 
     Attributes:
         history: one row per finished epoch, as in the statistics file.
-        best: class_miou, epoch and weights (`model`) of the best epoch.
+        best: class_miou_present, epoch and weights (`model`) of the best epoch.
         stop: true once Ctrl-C or SIGTERM came.
     """
 
@@ -62,6 +66,7 @@ class Trainer:
         learner: Learner,
         loader: DataLoader,
         val_samples: list[Sample],
+        data: DataSet,
         read: Read,
         writer: PredictionWriter,
         files: RunFiles,
@@ -72,12 +77,13 @@ class Trainer:
         self.loader = loader
         self.sampler: EpochSampler = loader.batch_sampler
         self.val_samples = val_samples
+        self.data = data
         self.read = read
         self.writer = writer
         self.files = files
         self.settings = settings
         self.history: list[dict] = []
-        self.best: dict = {"class_miou": -math.inf}
+        self.best: dict = {"class_miou_present": -math.inf}
         self.stop = StopSignal()
 
     def fit(self) -> Scores:
@@ -99,15 +105,21 @@ class Trainer:
                 "val_loss": scores.loss,
                 "pixel_accuracy": scores.pixel_accuracy,
                 "class_miou": scores.class_miou,
+                "class_miou_present": scores.class_miou_present,
                 "category_miou": scores.category_miou,
                 "lr": self.learner.lr,
                 "images_per_s": images_per_s,
             }
             self.finish_epoch(row, scores)
+            rest = ""
+            if scores.class_miou != scores.class_miou_present:
+                rest += f"of present classes {100 * scores.class_miou_present:.2f} %  "
+            if self.data.classes.categories:
+                rest += f"category mIoU {100 * scores.category_miou:.2f} %  "
             tqdm.write(  # as print, but above the bars
                 f"epoch {epoch}/{self.args.epochs}  train loss {train_loss:.4f}  val loss {scores.loss:.4f}  "
                 f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %  class mIoU {100 * scores.class_miou:.2f} %  "
-                f"category mIoU {100 * scores.category_miou:.2f} %  {images_per_s:.1f} images/s"
+                f"{rest}{images_per_s:.1f} images/s"
             )
             sys.stdout.flush()
         self.learner.scored.load_state_dict(self.best["model"])
@@ -160,8 +172,9 @@ class Trainer:
         # On a CPU, batch-norm statistics differ between processes: the first one's are scored.
         distributed.broadcast_from_first(self.learner.scored)
         return evaluate(
-            torch_network(self.learner.scored, self.learner.device, "fp32", compiled=False),
+            torch_network(self.learner.scored, self.learner.device, "fp32", compiled=False, classes=self.data.classes),
             self.val_samples,
+            self.data.classes,
             workers=self.args.workers,
             writer=self.writer if write else None,
             read=self.read,
@@ -181,10 +194,11 @@ class Trainer:
     def finish_epoch(self, row: dict, scores: Scores) -> None:
         """Records an epoch: its row, the best weights so far, and the run's files."""
         self.history.append(row)
-        if "epoch" not in self.best or row["class_miou"] > self.best["class_miou"]:
+        score = row["class_miou_present"]  # a class that val lacks has nothing to say
+        if "epoch" not in self.best or score > self.best["class_miou_present"]:
             scored = self.learner.scored.state_dict()
             weights = {name: tensor.detach().cpu().clone() for name, tensor in scored.items()}
-            self.best = {"class_miou": row["class_miou"], "epoch": row["epoch"], "model": weights}
+            self.best = {"class_miou_present": score, "epoch": row["epoch"], "model": weights}
         if distributed.is_first():
             state = {
                 **self.learner.state_dict(),
@@ -198,8 +212,9 @@ class Trainer:
     def resume(self, state: dict) -> None:
         """Restores what finish_epoch saved, and writes the files that a killed run may not have written any more."""
         self.learner.load_state_dict(state)
-        self.history = state["history"]
-        self.best = state["best"]
+        # Runs that began without this column were scored by the mean over all classes.
+        self.history = [{"class_miou_present": row["class_miou"], **row} for row in state["history"]]
+        self.best = {"class_miou_present": state["best"].get("class_miou"), **state["best"]}
         if distributed.is_first():
             self.files.save_results(self.history, self.best["model"], self.best_metadata())
 
@@ -208,16 +223,17 @@ class Trainer:
         return self.files.metadata(self.learner.model, self.history[self.best["epoch"] - 1])
 
 
-def make_model(args: argparse.Namespace, state: dict | None) -> FastSCNN:
+def make_model(args: argparse.Namespace, classes: Classes, state: dict | None) -> FastSCNN:
     """Returns the network that a run begins with; that of a resumed run does not have its weights yet."""
     aux = args.aux_weight > 0
     if state:
-        model = build_model(state["model"], state["metadata"], aux)  # align_corners may come from init_weights
+        # align_corners may come from --init_weights
+        model = build_model(state["model"], state["metadata"], len(classes), aux)
         check_state(args.resume, state["model"], model.state_dict())
     elif args.init_weights:
-        model = initial_model(args.init_weights, aux, args.reset_head)
+        model = initial_model(args.init_weights, classes, aux, args.reset_head)
     else:
-        model = FastSCNN(aux=aux)
+        model = FastSCNN(len(classes), aux=aux)
     model.input_scale = args.input_scale
     return model
 
@@ -246,24 +262,25 @@ def print_start(args: argparse.Namespace, learner: Learner, sampler: EpochSample
 def make_trainer(args: argparse.Namespace, device: torch.device) -> Trainer:
     """Prepares a run, new or resumed, up to its first step."""
     state = load_resumable(args.resume) if args.resume else None
-    files = RunFiles(args)
-    train_samples, val_samples = find_frames(args)
-    settings = {**vars(args), "train_frames": len(train_samples), "processes": distributed.count()}
+    data = open_data(args.data_path, args.data_root)
+    files = RunFiles(args, data.classes)
+    train_samples, val_samples = find_frames(args, data)
+    settings = {**vars(args), **data_settings(data.classes, train_samples), "processes": distributed.count()}
     if state:
         compare_settings(args.resume, state["args"], settings)
     results = os.environ.get("CITYSCAPES_RESULTS") or files.folder / "results"
-    writer = PredictionWriter(results, val_samples, files.folder / "results_color")
+    writer = PredictionWriter(results, val_samples, data.classes, files.folder / "results_color")
 
     part = distributed.rank(), distributed.count()
     sampler = EpochSampler(len(train_samples), args.batch_size, args.seed, part)
     read = open_cache(args.cache, train_samples + val_samples, args.workers).read if args.cache else read_pair
     loader = make_loader(args, train_samples, sampler, read, device)
     torch.manual_seed(args.seed)
-    model = make_model(args, state)
+    model = make_model(args, data.classes, state)
     macs = count_parameters_and_macs(model, args.crop_h, args.crop_w)[1]
     learner = Learner(args, model, device, args.epochs * len(sampler), half_precision(device) if args.amp else None)
     print_start(args, learner, sampler, len(val_samples), macs)
-    trainer = Trainer(args, learner, loader, val_samples, read, writer, files, settings)
+    trainer = Trainer(args, learner, loader, val_samples, data, read, writer, files, settings)
     if distributed.is_first():
         files.remove_earlier()
     if state:
@@ -295,8 +312,9 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
     print(f"\nbest weights: epoch {trainer.best['epoch']}, {files.best}")
     print(scores.table())
     print(f"\nstatistics {files.statistics}\npredictions {writer.folder}, in color {writer.color_folder}")
-    print("official evaluation:")
-    print(official_command(args.data_path, writer.folder, files.folder))
+    if not trainer.data.described:
+        print("official evaluation:")
+        print(official_command(args.data_path, writer.folder, files.folder))
     return 0
 
 
@@ -306,7 +324,7 @@ def main() -> int:
     keep_freed_memory()
     with distributed.process_group(args.device) as device:
         if args.check:
-            print_check(args)
+            print_check(open_data(args.data_path, args.data_root), args.workers)
             return 0
         return train(args, device)
 

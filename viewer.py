@@ -13,17 +13,19 @@ import re
 import sys
 import time
 from argparse import BooleanOptionalAction
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dataset import DataError, default_data_path, encode_png, train_ids_note
-from inference.predictor import add_backend_flags, load_predictor
+from dataset import train_ids_note
+from description import add_data_flags, open_data
+from images import DataError, encode_png
+from inference.predictor import Predictor, add_backend_flags, load_predictor
 from utils import StopSignal, UserError, run_cli, writable_folder, write_file
-from viewing.drawing import ALL_CLASSES, draw_result
+from viewing.drawing import draw_result
 from viewing.pipeline import run_stages
 from viewing.sources import RESULT, WRITTEN_PICTURES, Source, open_source
 from viewing.video import CODECS, STDERR, Frame, Problem, VideoFile, frame_count, frame_rate
@@ -41,12 +43,12 @@ def build_parser() -> argparse.ArgumentParser:
         description="Segment pictures, a video or a camera and draw the result.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--data_path", default=default_data_path(), help="data set in Cityscapes layout")
+    add_data_flags(parser)
     parser.add_argument("--model_weight", default="1024_2048_model.pth", help="from train.py, or exported by deploy.py")
     parser.add_argument(
         "--input_pic",
         default="test/berlin/berlin_000000_000019_leftImg8bit.png",
-        help="picture, folder, quoted pattern or video, below <data_path>/leftImg8bit or anywhere, or camera number",
+        help="picture, folder, quoted pattern or video, below the data set's pictures or anywhere, or camera number",
     )
     parser.add_argument("--output", help="a .png or .jpg for one picture, a .webm or another video, or a folder")
     parser.add_argument("--write", action=BooleanOptionalAction, default=True, help="write the result")
@@ -129,7 +131,7 @@ def open_output(
 class Viewer:
     """Predicts, draws and writes every frame of a source: `segment`, `draw` and `write` are stages of a pipeline."""
 
-    def __init__(self, args: argparse.Namespace, source: Source, output: Path | VideoFile | None, predict: Callable):
+    def __init__(self, args: argparse.Namespace, source: Source, output: Path | VideoFile | None, predict: Predictor):
         self.args = args
         self.source = source
         self.output = output
@@ -147,7 +149,7 @@ class Viewer:
         moving = not isinstance(output, Path)
         self.labels = not args.overlay and (not moving or all(sample.label for sample in source.samples))
         self.width = args.width or (SCREEN_WIDTH if moving else None)
-        self.legend = (ALL_CLASSES if moving else None) if args.legend else ()
+        self.legend = (tuple(range(len(predict.classes))) if moving else None) if args.legend else ()
         count = frame_count(source.capture) if source.moving else len(source.samples)
         total = min(filter(None, (count, args.frames)), default=None)
         self.bar = tqdm(total=total, unit=" frames", leave=False, disable=source.single or None)
@@ -190,7 +192,8 @@ class Viewer:
     def draw(self, item: tuple[Frame, np.ndarray]) -> tuple[str, np.ndarray]:
         """Draws a frame; returns its name and the picture in BGR."""
         frame, prediction = item
-        drawn = draw_result(frame.image, frame.label, prediction, self.args.overlay, self.width, self.legend)
+        panels = frame.image, frame.label, prediction
+        drawn = draw_result(*panels, self.predict.classes, self.args.overlay, self.width, self.legend)
         picture = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
         self.window.latest = picture
         return frame.name, picture
@@ -294,7 +297,8 @@ def take(items: Iterable[Frame | Problem], count: int | None) -> Iterator[Frame 
 def main() -> int:
     """Segments the input, and writes and shows the result."""
     args = parse_args()
-    source = open_source(args.data_path, args.input_pic)
+    data = open_data(args.data_path, args.data_root)
+    source = open_source(data, args.input_pic)
     if source.left_out:
         print(source.left_out, file=sys.stderr)
     output = open_output(source, args.output, args.fps, args.codec, args.model_weight) if args.write else None
@@ -302,6 +306,9 @@ def main() -> int:
         check_display()
     cv2.setNumThreads(1)  # the stages run at the same time
     predict = load_predictor(args.model_weight, args.device, args.backend, args.precision)
+    if predict.classes.names != data.classes.names and any(sample.label for sample in source.samples):
+        print("ground truth is not drawn: the classes of the weights are not those of the data set", file=sys.stderr)
+        source = source._replace(samples=[sample._replace(label=None) for sample in source.samples])
     viewer = Viewer(args, source, output, predict)
     note = train_ids_note(source.samples)
     if note and viewer.labels:

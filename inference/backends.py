@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from classes import CLASSES
+from classes import CITYSCAPES, Classes
 from inference.cuda import GraphNetwork
 from inference.folding import DTYPES, fold, split_into_strips
 from inference.formats import foreign_file
 from inference.label_head import labels_from_logits
+from inference.matching import match_classes
 from model import MEAN, STD, FastSCNN, normalise
 from utils import UserError, check_finite, cpu_has_bf16
 
@@ -43,12 +44,24 @@ class Network(NamedTuple):
     align_corners: bool  # how the logits have to be upsampled
     name: str  # backend and precision
     whole: Callable[[Tensor], Tensor] | None = None  # images to labels, where the engine has a label head of its own
+    classes: Classes = CITYSCAPES
 
     def labels(self, images: Tensor) -> Tensor:
         """Returns the (N, H, W) uint8 train ids of (N, H, W, 3) uint8 images."""
         if self.whole is not None:
             return self.whole(images)
         return labels_from_logits(self.run(images), images.shape[1:3], self.align_corners)
+
+    def for_classes(self, path: str | Path, classes: Classes) -> Network:
+        """Returns the network with its scores in the order of these classes.
+
+        Raises:
+            UserError: they are not those of the file at this path.
+        """
+        order = match_classes(path, self.classes, classes)
+        if order is None:
+            return self._replace(classes=classes)
+        return self._replace(run=lambda images: self.run(images)[:, order].contiguous(), whole=None, classes=classes)
 
 
 def check_precision(backend: str, precision: str) -> None:
@@ -96,7 +109,9 @@ class Uint8Network(nn.Module):
         return self.model.logits(normalise(images).to(self.dtype))[0]
 
 
-def torch_network(model: FastSCNN, device: torch.device, precision: str, compiled: bool) -> Network:
+def torch_network(
+    model: FastSCNN, device: torch.device, precision: str, compiled: bool, classes: Classes = CITYSCAPES
+) -> Network:
     """Runs the network on PyTorch, in channels_last.
 
     Args:
@@ -104,6 +119,7 @@ def torch_network(model: FastSCNN, device: torch.device, precision: str, compile
         device: any that PyTorch has.
         precision: fp32, bf16 or fp16.
         compiled: use torch.compile; the first image of each size then takes up to minutes.
+        classes: of the model.
     """
     network = Uint8Network(model, precision).to(device, memory_format=torch.channels_last)
     if device.type == "cpu" and not compiled:  # the compiler fuses layers itself
@@ -114,16 +130,23 @@ def torch_network(model: FastSCNN, device: torch.device, precision: str, compile
     def run(images: Tensor) -> Tensor:
         return forward(images.to(device, non_blocking=True)).contiguous()
 
-    return Network(run, model.align_corners, f"{'torch-compile' if compiled else 'torch'} {precision}")
+    name = f"{'torch-compile' if compiled else 'torch'} {precision}"
+    return Network(run, model.align_corners, name, classes=classes)
 
 
-def graph_network(model: FastSCNN, device: torch.device, precision: str) -> Network:
+def graph_network(model: FastSCNN, device: torch.device, precision: str, classes: Classes = CITYSCAPES) -> Network:
     """Runs the network and its label head as CUDA graphs; see cuda.GraphNetwork."""
     graphs = GraphNetwork(model, device, precision)
-    return Network(graphs.logits, model.align_corners, f"torch-graph {precision}", graphs.labels)
+    return Network(graphs.logits, model.align_corners, f"torch-graph {precision}", graphs.labels, classes)
 
 
-def export_metadata(model: FastSCNN, source: str, precision: str, size: tuple[int, int] | None) -> dict:
+def export_metadata(
+    model: FastSCNN,
+    source: str,
+    precision: str,
+    size: tuple[int, int] | None,
+    classes: Classes = CITYSCAPES,
+) -> dict:
     """Returns the metadata of an exported file, in plain values.
 
     Args:
@@ -131,13 +154,17 @@ def export_metadata(model: FastSCNN, source: str, precision: str, size: tuple[in
         source: SHA-256 of the checkpoint.
         precision: of the file.
         size: (height, width) of the images that the file takes, or None for any.
+        classes: of the model.
     """
+    described = classes.as_dict()
     return {
         "network": "Fast-SCNN",
         "input": "uint8 RGB, (N, height, width, 3)",
         "output": "float32 logits at 1/8; enlarge them bilinearly to the picture, take the highest",
-        "classes": [label.name for label in CLASSES],
-        "palette": [list(label.color) for label in CLASSES],
+        "classes": described["names"],
+        "palette": described["colors"],
+        "categories": described["categories"],
+        "named": described["named"],
         "mean": list(MEAN),
         "std": list(STD),
         "align_corners": model.align_corners,
@@ -152,17 +179,20 @@ def read_metadata(path: str | Path, text: str | None) -> dict:
     """Returns the checked metadata of an exported file from their JSON text.
 
     Raises:
-        UserError: there are none, or they name other classes.
+        UserError: there are none.
     """
     try:
         metadata = json.loads(text or "")
-        classes, *_ = (metadata[name] for name in ("classes", "align_corners", "precision", "size"))
+        exported_classes(metadata)
+        _ = [metadata[name] for name in ("align_corners", "precision", "size")]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} was not exported by deploy.py: it has no metadata of Fast-SCNN; export it") from None
-    if classes != [label.name for label in CLASSES]:
-        count = f"{len(classes)} other" if isinstance(classes, list) else "other"
-        raise UserError(f"{path} is for {count} classes, expected the {len(CLASSES)} of Cityscapes")
     return metadata
+
+
+def exported_classes(metadata: dict) -> Classes:
+    """Returns the classes of an exported file."""
+    return Classes.from_dict({**metadata, "names": metadata["classes"], "colors": metadata["palette"]})
 
 
 def _with_size_check(path: str | Path, metadata: dict, run: Callable[[Tensor], Tensor], name: str) -> Network:
@@ -178,7 +208,7 @@ def _with_size_check(path: str | Path, metadata: dict, run: Callable[[Tensor], T
             )
         return run(images)
 
-    return Network(run_checked, metadata["align_corners"], name)
+    return Network(run_checked, metadata["align_corners"], name, classes=exported_classes(metadata))
 
 
 def onnx_network(path: str | Path, precision: str | None = None) -> tuple[Network, dict]:

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from classes import CITYSCAPES, MOST_CLASSES, Classes
 from inference.formats import foreign_file
+from inference.matching import HEADS, match_classes, reorder_heads
 from inference.wrappers import unwrap
 from model import FastSCNN
 from utils import UserError, check_finite, load_checkpoint
 
 AUX_HEADS = ("aux_shallow.", "aux_context.")
-CLASS_SCORES = ("classifier.conv.", "aux_shallow.classes.", "aux_context.classes.")
 
 
 def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
@@ -57,54 +58,80 @@ def _counter(running_mean: str) -> str:
     return running_mean.removesuffix("running_mean") + "num_batches_tracked"
 
 
-def build_model(state: dict[str, Tensor], metadata: dict, aux: bool | None = None) -> FastSCNN:
+def classes_of(path: str | Path, state: dict[str, Tensor], metadata: dict) -> Classes:
+    """Returns the classes that a weight file names; made up from their number if it names none.
+
+    Raises:
+        UserError: it names others than it has scores for.
+    """
+    scores = getattr(state.get("classifier.conv.weight"), "shape", (0,))[0]
+    if "classes" not in metadata:
+        if not 2 <= scores <= MOST_CLASSES:
+            return CITYSCAPES  # no Fast-SCNN of ours: check_state says what is expected
+        return Classes.unnamed(scores)
+    try:
+        classes = Classes.from_dict(metadata["classes"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} does not name its classes as train.py does ({error}); take another file") from None
+    if len(classes) != scores:
+        raise UserError(f"{path} names {len(classes)} classes and has scores for {scores}; take another file")
+    return classes
+
+
+def build_model(state: dict[str, Tensor], metadata: dict, count: int, aux: bool | None = None) -> FastSCNN:
     """Returns the network that a state dict belongs to, with random weights.
 
     Args:
         state: decides about auxiliary heads where aux is None.
         metadata: align_corners and input_scale.
+        count: of the classes.
         aux: whether the network has auxiliary heads.
     """
     if aux is None:
         aux = any(name.startswith(AUX_HEADS) for name in state)
-    return FastSCNN(align_corners=metadata["align_corners"], aux=aux, input_scale=float(metadata["input_scale"]))
+    return FastSCNN(count, align_corners=metadata["align_corners"], aux=aux, input_scale=float(metadata["input_scale"]))
 
 
 def load_model(path: str | Path) -> tuple[FastSCNN, dict]:
     """Loads a network for inference.
 
     Returns:
-        The network in eval mode on the CPU, and the metadata of the file.
+        The network in eval mode on the CPU, and the metadata of the file; `classes` is a Classes object.
 
     Raises:
         UserError: as load_state, or the weights belong to another network.
     """
     state, metadata = load_state(path)
-    model = build_model(state, metadata)
+    metadata["classes"] = classes_of(path, state, metadata)
+    model = build_model(state, metadata, len(metadata["classes"]))
     check_state(path, state, model.state_dict())
     model.load_state_dict(state)
     return model.eval(), metadata
 
 
-def initial_model(path: str | Path, aux: bool, reset_head: bool) -> FastSCNN:
+def initial_model(path: str | Path, classes: Classes, aux: bool, reset_head: bool) -> FastSCNN:
     """Returns a network for fine-tuning; tensors that are not taken from the file are random, with a note on stderr.
 
     Args:
         path: a weight file.
+        classes: those to be trained.
         aux: give the network auxiliary heads, from the file if it has them.
-        reset_head: class scores for another number of classes start at random.
+        reset_head: the scores of all classes start at random if the file's classes are others.
 
     Raises:
         UserError: as load_model.
     """
     state, metadata = load_state(path)
-    model = build_model(state, {**metadata, "input_scale": 1.0}, aux)
+    found = classes_of(path, state, metadata)
+    reset_head = reset_head and (len(found) != len(classes) or (found.named and set(found.names) != set(classes.names)))
+    if not reset_head and (order := match_classes(path, found, classes)):
+        state = reorder_heads(state, order)
+    model = build_model(state, {**metadata, "input_scale": 1.0}, len(classes), aux)
     wanted = model.state_dict()
     unused = [name for name in state if name.startswith(AUX_HEADS) and name not in wanted]
     fresh = [name for name in wanted if name.startswith(AUX_HEADS) and name not in state]
     if reset_head:
-        heads = [name for name in wanted if name.startswith(CLASS_SCORES)]
-        fresh += [name for name in heads if name in state and state[name].shape != wanted[name].shape]
+        fresh += [name for name in wanted if name.startswith(HEADS) and name in state]
     for what, names in (("left out", unused), ("random, not from the file", fresh)):
         if names:
             _say(f"{path}: {len(names)} tensors {what} ({names[0]} ...)")
@@ -136,7 +163,7 @@ def check_state(path: str | Path, found: dict, expected: dict[str, Tensor]) -> N
     if differences:
         raise UserError(
             f"{path} belongs to another network: of {len(expected)} tensors expected and {len(found)} found, "
-            f"{', '.join(differences)}; expected Fast-SCNN with 19 classes"
+            f"{', '.join(differences)}; expected Fast-SCNN"
         )
 
 

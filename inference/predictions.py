@@ -9,8 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from classes import PALETTE, TRAIN_ID_TO_ID
-from dataset import Sample, encode_png
+from classes import Classes
+from dataset import Sample
+from images import encode_png
 from utils import UserError, files_below, name_refused, writable_folder, write_file
 
 ENDING = "_pred_labelIds.png"
@@ -24,6 +25,7 @@ class PredictionWriter:
     Args:
         folder: the results root; created if missing.
         samples: the frames that will be written.
+        classes: give the values to write and the colors.
         color_folder: also write color images here; the official script cannot take their names for predictions.
 
     Raises:
@@ -31,9 +33,16 @@ class PredictionWriter:
             prediction of one of these, which would end the official script.
     """
 
-    def __init__(self, folder: str | Path, samples: Sequence[Sample], color_folder: str | Path | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        samples: Sequence[Sample],
+        classes: Classes,
+        color_folder: str | Path | None = None,
+    ):
         self.folder = writable_folder(folder)
         self.color_folder = writable_folder(color_folder) if color_folder else None
+        self.classes = classes
         self.flat = len({sample.name.casefold() for sample in samples}) == len(samples)
         self.files = {self.path(sample) for sample in samples}
         if self.color_folder:
@@ -74,8 +83,12 @@ class PredictionWriter:
 
     def encode(self, sample: Sample, train_ids: np.ndarray) -> tuple[Sample, bytes, bytes]:
         """Returns the arguments of `write` for (H, W) uint8 train ids; this part can be done in any process."""
-        color = cv2.cvtColor(PALETTE[train_ids], cv2.COLOR_RGB2BGR) if self.color_folder else None
-        return sample, encode_png(TRAIN_ID_TO_ID[train_ids]), b"" if color is None else encode_png(color)
+        color = cv2.cvtColor(self.classes.palette[train_ids], cv2.COLOR_RGB2BGR) if self.color_folder else None
+        return (
+            sample,
+            encode_png(self.classes.labels.file_values[train_ids]),
+            b"" if color is None else encode_png(color),
+        )
 
     def write(self, sample: Sample, label_ids: bytes, color: bytes) -> None:
         """Writes one prediction; one whose name the file system refuses is reported and left out."""

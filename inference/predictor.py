@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from classes import Classes
 from inference.backends import (
     PRECISIONS,
     Network,
@@ -50,6 +51,11 @@ class Predictor:
 
     def __init__(self, network: Network):
         self.network = network
+
+    @property
+    def classes(self) -> Classes:
+        """What the train ids mean."""
+        return self.network.classes
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Returns the labels of one image.
@@ -103,7 +109,11 @@ def check_choice(
 
 
 def load_network(
-    path: str | Path, device: str = "auto", backend: str | None = None, precision: str | None = None
+    path: str | Path,
+    device: str = "auto",
+    backend: str | None = None,
+    precision: str | None = None,
+    classes: Classes | None = None,
 ) -> tuple[Network, dict]:
     """Opens a checkpoint or an exported file on an engine.
 
@@ -114,26 +124,32 @@ def load_network(
         device: for PyTorch; the other engines run on the CPU.
         backend: a key of PRECISIONS; None: torch for a checkpoint, what the ending names for an exported file.
         precision: None: that of an exported file, fp32 for a checkpoint.
+        classes: those that the labels shall mean; None: those of the file.
 
     Returns:
         The network, and the metadata of the file.
 
     Raises:
-        UserError: as load_model; or the file, the backend, the precision and the device do not go together.
+        UserError: as load_model; or the file, the backend, the precision, the device and the classes do not go
+            together.
     """
     backend, precision, place = check_choice(path, device, backend, precision)
     keep_freed_memory()
     if backend_of(path):
-        return open_exported(path, backend, precision)
-    model, metadata = load_model(path)
-    if backend in FORMATS:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "network.onnx"
-            write_onnx(model, export_metadata(model, "", "fp32", None), file)
-            return open_exported(file, backend, precision)[0], metadata
-    if backend == "torch-graph":
-        return graph_network(model, place, precision), metadata
-    return torch_network(model, place, precision, compiled=backend == "torch-compile"), metadata
+        network, metadata = open_exported(path, backend, precision)
+    else:
+        model, metadata = load_model(path)
+        own = metadata["classes"]
+        if backend in FORMATS:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "network.onnx"
+                write_onnx(model, export_metadata(model, "", "fp32", None, own), file)
+                network = open_exported(file, backend, precision)[0]
+        elif backend == "torch-graph":
+            network = graph_network(model, place, precision, own)
+        else:
+            network = torch_network(model, place, precision, backend == "torch-compile", own)
+    return network if classes is None else network.for_classes(path, classes), metadata
 
 
 def load_predictor(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from classes import ID_TO_TRAIN_ID, IGNORE_INDEX
+from classes import IGNORE_INDEX
 from dataset import Read, Sample, read_pair
 from loading import loader_worker
 from model import MEAN, STD, FastSCNN, normalise
@@ -49,7 +49,7 @@ class OriginalSet(Dataset):
         scale, at, flip = SCALES.draw(rng), (rng.random(), rng.random()), rng.random() < 0.5
         image = cv2.imread(str(sample.image), cv2.IMREAD_COLOR)[..., ::-1]
         label = cv2.imread(str(sample.label), cv2.IMREAD_GRAYSCALE)
-        label = label if sample.label_is_train_ids else cv2.LUT(label, ID_TO_TRAIN_ID)
+        label = cv2.LUT(label, sample.labels.table)
         scaled = (round(image.shape[1] * scale), round(image.shape[0] * scale))
         image = cv2.resize(image, scaled, interpolation=cv2.INTER_LINEAR)
         label = cv2.resize(label, scaled, interpolation=cv2.INTER_NEAREST)

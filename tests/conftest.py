@@ -28,7 +28,7 @@ import torch
 from _pytest.capture import FDCapture
 
 from classes import LABELS
-from dataset import DataError
+from images import DataError
 from model import FastSCNN
 from utils import run_cli, save_checkpoint
 

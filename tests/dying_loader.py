@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 
-from dataset import DataError, Sample, find_samples, read_pair
+from dataset import Sample, find_samples, read_pair
+from images import DataError
 from loading import frame_loader, naming_dead_workers
 from training.augment import Scales, TrainSet
 from utils import run_cli

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
 from classes import IGNORE_INDEX
-from dataset import DataError, find_samples
+from dataset import find_samples
+from images import DataError
 from training.augment import (
     EpochSampler,
     Scales,

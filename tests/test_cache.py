@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from dataset import DataError, find_samples, read_pair
+from dataset import find_samples, read_pair
+from images import DataError
 from loading import loader_worker
 from training import cache
 from training.augment import EpochSampler, Scales, TrainSet

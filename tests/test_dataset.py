@@ -17,7 +17,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from classes import ID_TO_TRAIN_ID
-from dataset import DataError, check_headers, find_samples, png_header, read_image, read_label, read_pair
+from dataset import check_headers, find_samples, read_pair
+from images import DataError, png_header, read_image, read_label
 from inference.predictions import PredictionWriter
 from loading import FrameSet, check_frames, frame_loader, naming_dead_workers
 

@@ -12,15 +12,17 @@ from conftest import ROOT
 ALLOWED = {
     "model": set(),
     "classes": set(),
-    "dataset": {"classes", "utils"},
-    "loading": {"classes", "dataset", "utils"},
+    "images": {"classes"},
+    "dataset": {"classes", "images", "utils"},
+    "description": {"classes", "dataset", "images", "utils"},
+    "loading": {"classes", "dataset", "images", "utils"},
     "streams": set(),
     "utils": {"streams"},
     "street": set(),
-    "inference": {"model", "classes", "dataset", "utils"},
-    "training": {"model", "classes", "dataset", "loading", "utils"},
-    "viewing": {"classes", "dataset", "utils", "inference"},
-    "speed": {"model", "classes", "dataset", "loading", "utils", "inference", "training"},
+    "inference": {"model", "classes", "dataset", "images", "utils"},
+    "training": {"model", "classes", "dataset", "images", "loading", "utils"},
+    "viewing": {"classes", "dataset", "images", "utils", "inference"},
+    "speed": {"model", "classes", "dataset", "images", "loading", "utils", "inference", "training"},
 }
 SCRIPTS = {"train", "evaluate", "deploy", "viewer", "synthetic", "benchmark", "hubconf"}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in (".venv", "tests", "docs"))

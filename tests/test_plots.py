@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from dataset import read_image
+from images import read_image
 from training.plots import plot_confusion, plot_curves
 
 

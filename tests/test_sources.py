@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset import DataError, Sample, read_image
+from dataset import Sample
+from images import DataError, read_image
 from utils import UserError
 from viewing.files import irregular
 from viewing.sources import find_pictures, name_apart, open_source, read_picture

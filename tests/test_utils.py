@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from dataset import DataError
+from images import DataError
 from model import FastSCNN
 from utils import (
     UserError,

@@ -15,7 +15,8 @@ from conftest import assert_user_error, run_script
 
 import viewer
 from classes import PALETTE
-from dataset import find_samples, read_image, read_pair
+from dataset import find_samples, read_pair
+from images import read_image
 from inference.predictor import load_predictor
 from utils import UserError
 from viewing.drawing import LEGEND_ROW

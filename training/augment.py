@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from classes import NUM_CLASSES
-from dataset import DataError, Read, Sample, read_pair
+from classes import IGNORE_INDEX
+from dataset import Read, Sample, read_pair
+from images import DataError
 from loading import ReadLog, frame_loader
 from training.crop import Crop, crop_image, crop_label, place_crop
 
@@ -179,7 +180,7 @@ def _largest_share(target: np.ndarray) -> float:
 
 def _count_classes(label: np.ndarray) -> np.ndarray:
     """Counts the pixels of each class; OpenCV's histogram takes a tenth of np.bincount, which converts to int64."""
-    return cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:NUM_CLASSES]
+    return cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:IGNORE_INDEX]
 
 
 def draw_colors(rng: np.random.Generator, strength: float) -> Tensor:

@@ -1,6 +1,6 @@
 """A cache of decoded frames: memory-mapped images and train ids, so that no epoch decodes a PNG.
 
-One file per frame, in a tree like that of the data set: a header of one page, then the image, (H, W, 3) uint8 RGB, then
+One file per frame, under the path of its picture: a header of one page, then the image, (H, W, 3) uint8 RGB, then
 the label, (H, W) uint8 train ids. A frame is written aside and renamed, so that a file with a frame's name is whole;
 the index lists the frames that were checked, and is written last.
 """
@@ -23,11 +23,12 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dataset import DataError, Sample, png_header, read_image, read_pair
+from dataset import Sample, read_pair
+from images import DataError, png_header, read_image
 from loading import ReadLog, as_it_is, frame_loader, naming_dead_workers
 from utils import UserError, is_data, writable_folder, write_file
 
-VERSION = 1
+VERSION = 2
 INDEX = "index.json"
 PAGE = 4096  # size of the header: images begin on a page of their own
 
@@ -36,13 +37,13 @@ class Entry(NamedTuple):
     """What the index holds about one frame.
 
     Attributes:
-        source: size and modification time (ns) of image and label file, and whether the label was of train ids: they
-            tell whether the cache shows the data set as it is now.
+        source: size and modification time (ns) of image and label file, and LabelFormat.digest: they tell whether the
+            cache shows the data set as it is now.
         shape: (height, width) of the frame.
         stored: size and modification time (ns) of the cache's own file.
     """
 
-    source: list[int]
+    source: list[int | str]
     shape: tuple[int, int]
     stored: tuple[int, int]
 
@@ -53,9 +54,8 @@ class Cache:
     It holds no open file, so that it can be sent to loader workers by fork or by pickle.
     """
 
-    def __init__(self, folder: Path, root: Path, frames: dict[str, Entry]):
+    def __init__(self, folder: Path, frames: dict[str, Entry]):
         self.folder = folder
-        self.root = root
         self.frames = frames
 
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +66,7 @@ class Cache:
         Raises:
             DataError: the frame is not in the cache, or its file is not as it was when the cache was opened.
         """
-        name = _name(sample, self.root)
+        name = _name(sample)
         if name not in self.frames:
             raise DataError(f"the cache {self.folder} does not hold {sample.image}; open it with this frame")
         frame, path = self.frames[name], self.folder / name
@@ -82,34 +82,33 @@ class Cache:
 
 
 def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, free: int | None = None) -> Cache:
-    """Opens the cache of a data set, after decoding the frames that it lacks.
+    """Opens the cache of data sets, after decoding the frames that it lacks.
 
     Several splits may share a folder, and several processes may call this at once: one builds, the others wait. An
     interrupted build continues where it stopped.
 
     Args:
-        folder: missing, empty, or a cache of the same data set.
+        folder: missing, empty, or a cache, of other data sets too.
         samples: the frames that the cache has to hold.
         workers: processes that decode; 0: this one.
         free: bytes that may be used; None: the free space of the disk.
 
     Raises:
         UserError: the disk is too small or cannot be written to, or the folder holds something else.
-        DataError: the cache belongs to another data set or another state of it, or is damaged; or a frame of the data
-            set is.
+        DataError: the cache belongs to another state of the data set, or is damaged; or a frame of the data set is.
     """
-    folder, root = Path(folder), _root(samples[0])
-    by_name = {_name(sample, root): sample for sample in samples}  # train+val has the val frames twice
-    frames = _load_index(folder, root)
+    folder = Path(folder)
+    by_name = {_name(sample): sample for sample in samples}  # train+val has the val frames twice
+    frames = _load_index(folder)
     if not _unchecked(folder, by_name, frames):
-        return Cache(folder, root, {name: frames[name] for name in by_name})
+        return Cache(folder, {name: frames[name] for name in by_name})
     writable_folder(folder)
     with _lock(folder):
-        frames = _load_index(folder, root)  # by now another process may have built it
+        frames = _load_index(folder)  # by now another process may have built it
         todo = _unchecked(folder, by_name, frames)
         if todo:
             if not (folder / INDEX).exists():
-                _save_index(folder, root, {})  # names the data set, should the build be interrupted
+                _save_index(folder, {})  # so that the folder is known as a cache, should the build be interrupted
             for left in folder.rglob(".*.tmp"):
                 left.unlink()
             needed = _needed_space(folder, [by_name[name] for name in todo if not (folder / name).exists()], free)
@@ -118,7 +117,7 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
                 "write, once",
                 flush=True,
             )
-            data = _Build(folder, root, [by_name[name] for name in todo], [name in frames for name in todo])
+            data = _Build(folder, [by_name[name] for name in todo], [name in frames for name in todo])
             loader = frame_loader(data, workers, batch_size=None, collate_fn=as_it_is)
             try:
                 with naming_dead_workers(loader):
@@ -127,16 +126,15 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
             except KeyboardInterrupt:
                 print(f"\ncache {folder} is unfinished; start again to continue it", file=sys.stderr)
                 raise
-            _save_index(folder, root, frames)
-    return Cache(folder, root, {name: frames[name] for name in by_name})
+            _save_index(folder, frames)
+    return Cache(folder, {name: frames[name] for name in by_name})
 
 
 class _Build(Dataset):
     """Decodes and writes frames; an item is a frame's name and its entry for the index."""
 
-    def __init__(self, folder: Path, root: Path, samples: list[Sample], finished: list[bool]):
+    def __init__(self, folder: Path, samples: list[Sample], finished: list[bool]):
         self.folder = folder
-        self.root = root
         self.samples = samples
         self.finished = finished
         self.log = ReadLog()
@@ -146,7 +144,7 @@ class _Build(Dataset):
 
     def __getitem__(self, index: int) -> tuple[str, Entry]:
         sample = self.samples[index]
-        name = _name(sample, self.root)
+        name = _name(sample)
         with self.log.reading(index):
             return name, self._frame(self.folder / name, sample, self.finished[index])
 
@@ -170,7 +168,7 @@ class _Build(Dataset):
         return Entry(source, label.shape, _size_and_time(path.stat()))
 
 
-def _check_file(path: Path, source: list[int]) -> tuple[int, int] | None:
+def _check_file(path: Path, source: list[int | str]) -> tuple[int, int] | None:
     """Returns the shape of the frame in a file, None if its source differs or it is not whole; reads every byte."""
     data = np.fromfile(path, np.uint8)
     try:
@@ -191,29 +189,25 @@ def _file_size(height: int, width: int) -> int:
     return PAGE + 4 * height * width
 
 
-def _root(sample: Sample) -> Path:
-    """Returns the data set's folder: a frame is <root>/leftImg8bit/<split>/<city>/<file>."""
-    return sample.image.parents[3]
-
-
-def _name(sample: Sample, root: Path) -> str:
-    """Returns the path of a frame's file inside the cache."""
-    return str(sample.image.relative_to(root).with_suffix(".frame"))
+def _name(sample: Sample) -> str:
+    """Returns the path of a frame's file inside the cache: that of the picture, of whatever data set it is."""
+    picture = Path(os.path.realpath(sample.image.parent), f"{sample.image.name}.frame")
+    return str(picture.relative_to(picture.anchor))
 
 
 def _size_and_time(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _source(sample: Sample) -> list[int]:
-    """Returns size and modification time of both files, and the kind of the label."""
-    numbers: list[int] = []
+def _source(sample: Sample) -> list[int | str]:
+    """Returns size and modification time of both files, and what the label's values mean."""
+    numbers: list[int | str] = []
     for path in (sample.image, sample.label):
         try:
             numbers += _size_and_time(path.stat()) if path else (0, 0)
         except OSError as error:
             raise DataError(f"cannot read {path} ({error.strerror})") from None
-    return [*numbers, int(sample.label_is_train_ids)]
+    return [*numbers, sample.labels.digest]
 
 
 def _unchecked(folder: Path, by_name: dict[str, Sample], frames: dict[str, Entry]) -> list[str]:
@@ -231,12 +225,14 @@ def _unchecked(folder: Path, by_name: dict[str, Sample], frames: dict[str, Entry
     return found
 
 
-def _check_source(sample: Sample, then: list[int], stored: Path) -> None:
+def _check_source(sample: Sample, then: list[int | str], stored: Path) -> None:
     """Compares the files of a frame with their state when it was stored."""
     now, again = _source(sample), f"remove {stored}, or the whole cache, to have it made again"
-    kind, expected = (("label ids", "train ids")[source[4]] for source in (then, now))
-    if kind != expected:
-        raise DataError(f"{stored} was made from {kind}, expected {expected} as in {sample.label}; {again}")
+    if now[4] != then[4]:
+        raise DataError(
+            f"{stored} was made when the values of labels had another meaning, or from labels of another kind than "
+            f"{sample.label}; {again}"
+        )
     for path, start in ((sample.image, 0), (sample.label, 2)):
         if now[start : start + 2] != then[start : start + 2]:
             found, expected = (_describe(*source[start : start + 2]) for source in (now, then))
@@ -247,12 +243,12 @@ def _describe(size: int, time_ns: int) -> str:
     return f"{size:,} bytes of {datetime.fromtimestamp(time_ns / 1e9, UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
 
 
-def _load_index(folder: Path, root: Path) -> dict[str, Entry]:
+def _load_index(folder: Path) -> dict[str, Entry]:
     """Returns the entries of a cache, none if there is no cache yet."""
     path = folder / INDEX
     try:
         index = json.loads(path.read_bytes())
-        version, owner = index["version"], index["root"]
+        version = index["version"]
         rows = index["frames"].items()
         frames = {name: Entry(source, tuple(shape), tuple(stored)) for name, (source, shape, stored) in rows}
     except FileNotFoundError:
@@ -267,15 +263,11 @@ def _load_index(folder: Path, root: Path) -> dict[str, Entry]:
         raise DataError(
             f"{folder} is a cache of version {version}, expected {VERSION}; remove it or name another folder"
         )
-    if owner != os.path.realpath(root):
-        raise DataError(
-            f"{folder} is the cache of {owner}, expected that of {os.path.realpath(root)}; name another folder"
-        )
     return frames
 
 
-def _save_index(folder: Path, root: Path, frames: dict[str, Entry]) -> None:
-    index = {"version": VERSION, "root": os.path.realpath(root), "frames": frames}
+def _save_index(folder: Path, frames: dict[str, Entry]) -> None:
+    index = {"version": VERSION, "frames": frames}
     write_file(folder / INDEX, json.dumps(index).encode(), durable=True)
 
 

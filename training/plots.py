@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import sys
 import textwrap
 import warnings
@@ -18,7 +19,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # explicit: needs neither a display nor global state
 from matplotlib.figure import Figure
 
-from classes import CLASSES
+from classes import Classes
 from utils import printable, write_file
 
 _failed: set[str] = set()  # files that were reported
@@ -61,13 +62,17 @@ def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
         ("pixel_accuracy", "pixel accuracy"),
         ("category_miou", "category mIoU"),
         ("class_miou", "class mIoU"),
+        ("class_miou_present", "of present classes"),
+        ("class_miou_present", "present"),
     ):
-        score.plot(epochs, [100 * row[name] for row in history], ".-", label=label, markersize=3)
-    best = max(history, key=lambda row: row["class_miou"])
-    score.plot(best["epoch"], 100 * best["class_miou"], "o", color="C2", fillstyle="none")
+        if not math.isnan(history[0][name]):  # data without categories
+            score.plot(epochs, [100 * row[name] for row in history], ".-", label=label, markersize=3)
+    best = max(history, key=lambda row: row["class_miou_present"])
+    at = best["epoch"], 100 * best["class_miou_present"]
+    score.plot(*at, "o", color="C3", fillstyle="none")
     score.annotate(
-        f"{100 * best['class_miou']:.2f}",
-        (best["epoch"], 100 * best["class_miou"]),
+        f"{at[1]:.2f}",
+        at,
         xytext=(0, 7),
         textcoords="offset points",
         ha="center",
@@ -83,23 +88,24 @@ def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
     loss.legend()
     low, high = score.get_ylim()
     score.set_ylim(low, high + (high - low) / 8)  # room for the legend above the curves
-    score.legend(loc="upper center", ncols=3, fontsize=8)
+    score.legend(loc="upper center", ncols=2, fontsize=8)
     figure.suptitle(_plain(title, 180), fontsize=9, parse_math=False)
     _save(figure, path)
 
 
 @_never_ending_a_run
-def plot_confusion(path: str | Path, confusion: np.ndarray, title: str) -> None:
+def plot_confusion(path: str | Path, confusion: np.ndarray, classes: Classes, title: str) -> None:
     """Plots a confusion matrix as shares of each ground-truth row, in percent.
 
     Args:
         path: PNG to write.
         confusion: (K, K) pixel counts, rows ground truth, columns predictions.
+        classes: give the names.
         title: text above the plot.
     """
     totals = confusion.sum(1, keepdims=True)
     shares = 100 * confusion / np.maximum(totals, 1)
-    names = [label.name for label in CLASSES]
+    names = classes.names
     figure = Figure(figsize=(9.5, 8.6), dpi=100, layout="constrained")
     axes = figure.subplots()
     axes.imshow(np.where(totals > 0, shares, np.nan), cmap="Blues", vmin=0, vmax=100)

@@ -7,13 +7,16 @@ from there.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dataset import default_data_path
+from classes import CITYSCAPES, IGNORE_INDEX, Classes
+from dataset import Sample, default_data_path
 from model import MIN_SIZE
 from training import distributed
 from training.augment import Scales
@@ -39,7 +42,8 @@ class Flag(NamedTuple):
 FLAGS: dict[str, dict[str, Flag]] = {
     "recipe: data": {
         "recipe": Flag("original", "sets the defaults of the flags down to --ema"),
-        "data_path": Flag(None, "data set in Cityscapes layout"),
+        "data_path": Flag(None, "folder in Cityscapes layout, or a .yaml file that describes a data set"),
+        "data_root": Flag(None, "with a .yaml file: the folder that its paths are relative to", metavar="DIR"),
         "crop_h": Flag(1024, "crop height in training", low=MIN_SIZE, decides=True),
         "crop_w": Flag(2048, "crop width in training", low=MIN_SIZE, decides=True),
         "batch_size": Flag(12, "crops per step, over all processes", decides=True),
@@ -75,7 +79,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
     "run": {
         "train_split": Flag("train", "frames to train on", choices=("train", "train+val"), decides=True),
         "init_weights": Flag(None, "start from these weights", metavar="FILE"),
-        "reset_head": Flag(False, "with --init_weights: leave out class scores of another size"),
+        "reset_head": Flag(False, "with --init_weights: begin with random scores if its classes are others"),
         "input_scale": Flag(
             1.0, "the network sees images enlarged by this; saved with the weights", 0.25, 8, decides=True
         ),
@@ -95,7 +99,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
 ALL_FLAGS = {name: flag for group in FLAGS.values() for name, flag in group.items()}
 
 # Every recipe gives the defaults of these flags. Expected Cityscapes val class mIoU: see the README.
-_NOT_IN_RECIPES = ("recipe", "data_path", "save_step")
+_NOT_IN_RECIPES = ("recipe", "data_path", "data_root", "save_step")
 ORIGINAL = {
     name: flag.default
     for name, flag in {**FLAGS["recipe: data"], **FLAGS["recipe: loss and optimizer"]}.items()
@@ -146,7 +150,7 @@ FIRST_ONLY = ("recipe", "resume", "init_weights", "reset_head", "overwrite", "ch
 def build_parser(recipe: str = "original") -> argparse.ArgumentParser:
     """Returns the parser of train.py, whose defaults are those of a recipe."""
     parser = argparse.ArgumentParser(
-        description="Train Fast-SCNN on data in Cityscapes layout.",
+        description="Train Fast-SCNN.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for title, flags in FLAGS.items():
@@ -239,13 +243,28 @@ def compare_settings(path: str, before: dict, now: dict) -> None:
     Raises:
         UserError: one of them decides the result.
     """
-    before = {**ORIGINAL, **before}  # a flag that came later does nothing in it
+    before = {**ORIGINAL, **data_settings(CITYSCAPES, []), **before}  # a flag that came later does nothing in it
     differ = [name for name in now if name not in FIRST_ONLY and before.get(name) != now[name]]
-    deciding = {"train_frames", *(name for name, flag in ALL_FLAGS.items() if flag.decides)}
+    deciding = {"train_frames", "classes", "label_values", *(name for name, flag in ALL_FLAGS.items() if flag.decides)}
     if not now["power"]:  # a constant rate does not depend on the number of epochs
         deciding.remove("epochs")
-    refused = [f"{name} {before.get(name)} (now {now[name]})" for name in differ if name in deciding]
+    refused = [f"{name} {_difference(before.get(name), now[name])}" for name in differ if name in deciding]
     if refused:
         raise UserError(f"--resume: {path} comes from another run: {', '.join(refused)}; give the same values")
     for name in differ:
         print(f"resumed with another {name}: {now[name]} (was {before.get(name)})")
+
+
+def data_settings(classes: Classes, samples: Sequence[Sample]) -> dict:
+    """Returns what of its data decides a run's result, in plain values."""
+    labels = classes.labels
+    values = [*labels.train_ids, *labels.colors, *([("others", IGNORE_INDEX)] if labels.ignore_unknown else [])]
+    return {"train_frames": len(samples), "classes": list(classes.names), "label_values": sorted(map(str, values))}
+
+
+def _difference(before: object, now: object) -> str:
+    """Returns two values of a setting in words; of two lists, the first place where they differ."""
+    if isinstance(before, list) and isinstance(now, list):
+        pairs = itertools.zip_longest(before, now, fillvalue="none")
+        before, now = next(pair for pair in pairs if pair[0] != pair[1])
+    return f"{before} (now {now})"

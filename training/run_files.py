@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from classes import Classes
 from model import FastSCNN
 from training import distributed
 from training.plots import plot_confusion, plot_curves
@@ -18,7 +19,17 @@ from training.recipes import previous_path
 from utils import UserError, save_checkpoint, writable_folder, write_csv
 
 OF_A_RUN = re.compile(r"\d+_\d+_(model|last|last\.prev)\.pth|\d+_\d+_statistics\.csv")
-COLUMNS = ("epoch", "train_loss", "val_loss", "pixel_accuracy", "class_miou", "category_miou", "lr", "images_per_s")
+COLUMNS = (
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "pixel_accuracy",
+    "class_miou",
+    "class_miou_present",
+    "category_miou",
+    "lr",
+    "images_per_s",
+)
 
 
 class RunFiles:
@@ -29,7 +40,8 @@ class RunFiles:
             tensorboard is missing.
     """
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace, classes: Classes):
+        self.classes = classes
         self.folder = Path(args.output_dir)
         self.prefix = f"{args.crop_h}_{args.crop_w}"
         self.best = self.folder / f"{self.prefix}_model.pth"
@@ -73,7 +85,7 @@ class RunFiles:
         row = state["history"][-1]
         save_checkpoint(self.last, state, previous_path(self.last))
         self.save_results(state["history"], state["best"]["model"], best_metadata)
-        plot_confusion(self.folder / "confusion.png", confusion, f"epoch {row['epoch']}, validation")
+        plot_confusion(self.folder / "confusion.png", confusion, self.classes, f"epoch {row['epoch']}, validation")
         if self.board:
             for name in COLUMNS[1:]:
                 self.board.add_scalar(name, row[name], row["epoch"])
@@ -91,9 +103,11 @@ class RunFiles:
             "network": "Fast-SCNN",
             "align_corners": model.align_corners,
             "input_scale": model.input_scale,
+            "classes": self.classes.as_dict(),
             "train_split": self.train_split,
             "epoch": row["epoch"],
             "class_miou": row["class_miou"],
+            "class_miou_present": row["class_miou_present"],
             "command": self.command,
             "torch": str(torch.__version__),
         }

@@ -7,17 +7,17 @@ import functools
 import cv2
 import numpy as np
 
-from classes import CLASSES, NUM_CLASSES, PALETTE
+from classes import IGNORE_INDEX, Classes
 
 LEGEND_ROW = 22  # height, in pixels
 OPACITY = 0.55  # of the class colors in an overlay
-ALL_CLASSES = tuple(range(NUM_CLASSES))
 
 
 def draw_result(
     image: np.ndarray,
     label: np.ndarray | None,
     prediction: np.ndarray,
+    classes: Classes,
     overlay: bool = False,
     width: int | None = None,
     legend: tuple[int, ...] | None = None,
@@ -25,6 +25,10 @@ def draw_result(
     """Draws an image, (H, W, 3), its ground truth if there is one, and its prediction, both (H, W) train ids.
 
     Args:
+        image: see above.
+        label: see above.
+        prediction: see above.
+        classes: give colors and names.
         overlay: blend the prediction into the image; else image | ground truth | prediction.
         width: maximum width of the drawing, all panels included; it is never enlarged.
         legend: the train ids to name, () for no legend; None: those that occur.
@@ -37,21 +41,23 @@ def draw_result(
     # Resized before it is colored: a small drawing of a large frame costs little.
     shown = shrink(image, size)
     small = [cv2.resize(part, size, interpolation=cv2.INTER_NEAREST_EXACT) for part in maps]
-    drawn = blend(shown, small[0]) if overlay else cv2.hconcat([shown, *map(color, small)])
+    drawn = (
+        blend(shown, small[0], classes) if overlay else cv2.hconcat([shown, *(color(part, classes) for part in small)])
+    )
     if legend is None:
         counts = sum(cv2.calcHist([part], [0], None, [256], [0, 256]).ravel() for part in maps)
-        legend = tuple(np.flatnonzero(counts[:NUM_CLASSES]).tolist())
-    return cv2.vconcat([drawn, draw_legend(legend, drawn.shape[1])]) if legend else drawn
+        legend = tuple(np.flatnonzero(counts[:IGNORE_INDEX]).tolist())
+    return cv2.vconcat([drawn, draw_legend(legend, classes, drawn.shape[1])]) if legend else drawn
 
 
-def color(train_ids: np.ndarray) -> np.ndarray:
-    """Returns PALETTE[train_ids], ten times as fast."""
-    return cv2.applyColorMap(train_ids, PALETTE[:, None])
+def color(train_ids: np.ndarray, classes: Classes) -> np.ndarray:
+    """Returns classes.palette[train_ids], ten times as fast."""
+    return cv2.applyColorMap(train_ids, classes.palette[:, None])
 
 
-def blend(image: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+def blend(image: np.ndarray, prediction: np.ndarray, classes: Classes) -> np.ndarray:
     """Returns the image with the class colors laid over it."""
-    return cv2.addWeighted(image, 1 - OPACITY, color(prediction), OPACITY, 0)
+    return cv2.addWeighted(image, 1 - OPACITY, color(prediction, classes), OPACITY, 0)
 
 
 def shrink(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -63,20 +69,20 @@ def shrink(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def draw_legend(train_ids: tuple[int, ...], width: int) -> np.ndarray:
+def draw_legend(train_ids: tuple[int, ...], classes: Classes, width: int) -> np.ndarray:
     """Returns a white strip, `width` pixels wide, with a patch of color and the name of each class."""
     font, scale, patch, gap = cv2.FONT_HERSHEY_SIMPLEX, 0.45, 16, 6
     places, x, y = [], gap, 0
-    for label in (CLASSES[train_id] for train_id in train_ids):
-        needed = patch + 3 * gap + cv2.getTextSize(label.name, font, scale, 1)[0][0]
+    for train_id in train_ids:
+        needed = patch + 3 * gap + cv2.getTextSize(classes.names[train_id], font, scale, 1)[0][0]
         if x + needed > width and x > gap:
             x, y = gap, y + LEGEND_ROW
-        places.append((label, x, y))
+        places.append((train_id, x, y))
         x += needed
     strip = np.full((y + LEGEND_ROW, width, 3), 255, np.uint8)
-    for label, x, y in places:
-        cv2.rectangle(strip, (x, y + 4), (x + patch, y + LEGEND_ROW - 4), label.color, cv2.FILLED)
+    for train_id, x, y in places:
+        cv2.rectangle(strip, (x, y + 4), (x + patch, y + LEGEND_ROW - 4), classes.colors[train_id], cv2.FILLED)
         corner = (x + patch + gap, y + LEGEND_ROW - 7)
-        cv2.putText(strip, label.name, corner, font, scale, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(strip, classes.names[train_id], corner, font, scale, (0, 0, 0), 1, cv2.LINE_AA)
     strip.flags.writeable = False  # it is cached
     return strip

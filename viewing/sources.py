@@ -15,7 +15,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from dataset import DataError, Sample, frame_name, read_image, read_label, same_size
+from dataset import DataSet, Sample, same_size
+from images import DataError, read_image, read_label
 from inference.predictor import check_size
 from utils import UserError, files_below, is_data
 from viewing.files import PICTURES, animation, irregular, is_picture, phone_picture_advice
@@ -48,11 +49,11 @@ class Source(NamedTuple):
         return (_read(sample, labels) for sample in self.samples)
 
 
-def open_source(data_path: str, input_pic: str) -> Source:
-    """Opens what --input_pic names, below <data_path>/leftImg8bit or anywhere; UserError if there is nothing to see."""
+def open_source(data: DataSet, input_pic: str) -> Source:
+    """Opens what --input_pic names, below the data set's pictures or anywhere; UserError if there is nothing to see."""
     if not input_pic:
         raise UserError("--input_pic is empty, expected a picture, a folder, a pattern, a video or a camera's number")
-    root = Path(data_path) / "leftImg8bit"
+    root = data.pictures
     places = (root / input_pic, Path(input_pic))
     found = next((path for path in places if os.path.exists(path)), None)
     found = found or next((path for path in places if os.path.lexists(path)), None)
@@ -61,19 +62,19 @@ def open_source(data_path: str, input_pic: str) -> Source:
             camera = int(input_pic)
             return Source(f"camera_{camera}_result.webm", [], capture=open_capture(camera), camera=camera)
         if glob.has_magic(input_pic):
-            return _pictures(input_pic, list(_expand(root, input_pic)) or _expand(Path(), input_pic))
+            return _pictures(data, input_pic, list(_expand(root, input_pic)) or _expand(Path(), input_pic))
         raise UserError(f"--input_pic: no picture at {root / input_pic} nor at {places[1]}")
     if found.is_dir():
-        return _pictures(input_pic, _below(found))
-    return _open_file(found)
+        return _pictures(data, input_pic, _below(found))
+    return _open_file(data, found)
 
 
-def _open_file(path: Path) -> Source:
+def _open_file(data: DataSet, path: Path) -> Source:
     """Opens a picture or a video, judged by what is in it; UserError if it is neither."""
     if wrong := irregular(path):
         hint = "; a camera is named by its number, 0 for the first" if "device" in wrong else ""
         raise UserError(f"--input_pic: {path} {wrong}{hint}")
-    sample = find_sample(path)
+    sample = data.sample(path)
     picture = Source(sample.name + RESULT, [sample], single=True)
     readable = is_picture(path)
     if readable and animation(path) not in ("GIF", "PNG"):  # FFmpeg plays no WebP
@@ -124,7 +125,7 @@ def _choose(paths: Iterable[Path]) -> tuple[list[Path], str]:
     return chosen, counted and f"left out: {counted}"
 
 
-def _pictures(input_pic: str, paths: Iterable[Path]) -> Source:
+def _pictures(data: DataSet, input_pic: str, paths: Iterable[Path]) -> Source:
     chosen, left_out = _choose(paths := list(paths))
     if not chosen:
         videos = sum(path.suffix.lower() in VIDEOS for path in paths)
@@ -134,7 +135,7 @@ def _pictures(input_pic: str, paths: Iterable[Path]) -> Source:
             f"--input_pic {input_pic}: {len(paths)} files, none of them a picture ({' '.join(PICTURES)} or another "
             f"format that OpenCV reads){hint}{counted}"
         )
-    return Source("viewer_results", name_apart([find_sample(path) for path in chosen]), left_out=left_out)
+    return Source("viewer_results", name_apart([data.sample(path) for path in chosen]), left_out=left_out)
 
 
 def _expand(base: Path, pattern: str) -> Iterator[Path]:
@@ -182,22 +183,6 @@ def name_apart(samples: list[Sample]) -> list[Sample]:
     return [sample._replace(name=name) for name, sample in zip(names, samples, strict=True)]
 
 
-def find_sample(path: Path) -> Sample:
-    """Returns a picture, with its label if it lies in the train or val split of a data set in Cityscapes layout."""
-    name = frame_name(path.name)
-    if name is None:
-        return Sample(path.stem, path, None)
-    city = path.absolute().parent
-    split = city.parent
-    if split.parent.name == "leftImg8bit" and split.name != "test":
-        labels = split.parent.parent / "gtFine" / split.name / city.name
-        for suffix, is_train_ids in (("labelIds", False), ("labelTrainIds", True)):
-            label = labels / f"{name}_gtFine_{suffix}.png"
-            if label.is_file():
-                return Sample(name, path, label, is_train_ids)
-    return Sample(name, path, None)
-
-
 def read_picture(path: Path) -> tuple[np.ndarray, str]:
     """Returns a picture as (H, W, 3) uint8 RGB, and a note if it was converted; DataError if it cannot be read."""
     if wrong := irregular(path):
@@ -232,7 +217,7 @@ def _read(sample: Sample, labels: bool) -> Frame | Problem:
         image, note = read_picture(sample.image)
         check_size(image.shape[:2], sample.image)
         if labels and sample.label:
-            label = read_label(sample.label, sample.label_is_train_ids)
+            label = read_label(sample.label, sample.labels)
             same_size(sample, image.shape[:2], label.shape)
     except (DataError, UserError) as error:
         return Problem(str(error))

@@ -1,0 +1,179 @@
+"""Image files: pictures and labels decoded, or refused with a reason.
+
+Pictures are RGB uint8; labels become train ids as a LabelFormat says; sizes are (height, width).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+
+from classes import CITYSCAPES, LabelFormat
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
+
+
+class DataError(Exception):
+    """A file or folder of the data set is not as expected; the message names it."""
+
+
+def read_image(path: str | Path, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
+    """Reads an image of any format that OpenCV decodes as (H, W, 3) RGB uint8.
+
+    Grey images are converted and an alpha channel is dropped, unless OpenCV's flags say otherwise.
+
+    Raises:
+        DataError: the file is missing, truncated, not an image, or has more than 8 bits per channel, whose range only
+            its maker knows: divided by 256, 12 bits stored as 16 are black.
+    """
+    image = _decode(path, flags | cv2.IMREAD_ANYDEPTH, "picture")
+    if image.dtype != np.uint8:
+        raise DataError(
+            f"the picture {path} has {8 * image.itemsize} bits a channel, expected 8: scale its values and save it anew"
+        )
+    return image
+
+
+def read_label(path: str | Path, labels: LabelFormat = CITYSCAPES.labels) -> np.ndarray:
+    """Reads a label file as train ids: (H, W) uint8, those of classes and IGNORE_INDEX.
+
+    Raises:
+        DataError: as read_label_values, or a value has no meaning.
+    """
+    values = read_label_values(path, labels)
+    check_values(path, np.flatnonzero(count_values(values)), labels)
+    return cv2.LUT(values, labels.table)
+
+
+def read_label_values(path: str | Path, labels: LabelFormat = CITYSCAPES.labels) -> np.ndarray:
+    """Reads a label file: (H, W) uint8, the values that the official script sees; of a palette PNG, the indices.
+
+    Raises:
+        DataError: the file is missing or damaged, or has several channels or more than 8 bits.
+    """
+    data = _read_file(path, "label")
+    if data[:4].tobytes() == b"\x89PNG" and data.size > 25 and (data[25] == 3 or data[24] == 1):
+        values = _decode_by_pillow(path, data)  # OpenCV gives a palette's colors, and 255 for the 1 of a single bit
+    else:
+        values = _decode(path, cv2.IMREAD_UNCHANGED, "label", data)
+    if values.ndim != 2 or values.dtype != np.uint8:
+        channels = 1 if values.ndim == 2 else values.shape[2]
+        raise DataError(
+            f"{path} has {channels} channel(s) of {values.dtype}, expected one of uint8 with {labels.expected}; a "
+            "picture in color is not a label file"
+        )
+    return values
+
+
+def count_values(values: np.ndarray) -> np.ndarray:
+    """Returns (256,) int64 pixel counts of an (H, W) uint8 array."""
+    return cv2.calcHist([values], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+
+
+def check_values(path: str | Path, found: np.ndarray, labels: LabelFormat) -> None:
+    """Raises DataError if a label file has values that have no meaning."""
+    wrong = [int(value) for value in found if not labels.known[value]][:8]
+    if wrong:
+        raise DataError(
+            f"{path} has values outside the label table: {wrong}; expected {labels.expected}{labels.advice}"
+        )
+
+
+def _check_regular(path: str | Path, what: str) -> None:
+    """Raises DataError for what is not a regular file: a pipe, say, could keep us waiting for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise DataError(f"the {what} {path} is not a regular file; replace it or remove it")
+
+
+def _read_file(path: str | Path, what: str) -> np.ndarray:
+    """Returns the bytes of a file."""
+    try:
+        _check_regular(path, what)
+        return np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"cannot read the {what} {path} ({error.strerror}); get it again or remove it") from None
+
+
+def _decode(path: str | Path, flags: int, what: str, data: np.ndarray | None = None) -> np.ndarray:
+    if data is None:
+        data = _read_file(path, what)
+    # A decoder may fill in the missing part of a truncated file: look for the end first.
+    whole = data.size > 0 and _is_whole(data.tobytes())
+    try:
+        decoded = cv2.imdecode(data, flags) if whole else None
+    except (cv2.error, MemoryError) as error:
+        reason = getattr(error, "err", None) or "it does not fit into memory"
+        raise DataError(f"the {what} {path} cannot be decoded ({reason}); get it again or make it smaller") from None
+    if decoded is None:
+        state = "an empty file" if not data.size else "damaged or no picture" if whole else "truncated"
+        raise DataError(f"the {what} {path} is {state}; get it again")
+    return decoded
+
+
+def _decode_by_pillow(path: str | Path, data: np.ndarray) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data.tobytes())) as image:
+            return np.array(image).astype(np.uint8)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"the label {path} cannot be decoded ({error}); get it again") from None
+
+
+def _is_whole(data: bytes) -> bool:
+    """Returns whether a PNG or JPEG file has its end, with or without bytes after it; True for any other format."""
+    if data.startswith(b"\x89PNG"):
+        return png_end(io.BytesIO(data))
+    if data.startswith(b"\xff\xd8"):
+        return data.find(b"\xff\xd9", _first_scan(data)) >= 0
+    return True
+
+
+def _first_scan(jpeg: bytes) -> int:
+    """Returns where the pixels of a JPEG begin; a thumbnail before them has an end marker of its own."""
+    place = 2
+    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF and jpeg[place + 1] != 0xDA:
+        has_length = jpeg[place + 1] != 0xFF  # which is a filling byte
+        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big") if has_length else 1
+    return place
+
+
+def png_end(file: BinaryIO) -> bool:
+    """Returns whether a PNG file has its last chunk; reads only the heads of the chunks."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        if head[4:] == b"IEND":
+            return len(file.read(4)) == 4  # the checksum
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return False
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Returns the content of a PNG file of an (H, W) or (H, W, 3) BGR uint8 array."""
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
+    """Returns height, width, bit depth and color type of a PNG with its end; None for any other format.
+
+    Raises:
+        DataError: the file cannot be read, is empty or truncated; `what` it should hold is named.
+    """
+    try:
+        _check_regular(path, what)
+        with open(path, "rb") as file:
+            head = file.read(26)
+            if head and not head.startswith(b"\x89PNG"):
+                return None
+            whole = len(head) == 26 and png_end(file)
+    except OSError as error:
+        raise DataError(f"cannot read the {what} {path} ({error.strerror}); get it again or remove it") from None
+    if not whole:
+        raise DataError(f"the {what} {path} is empty or truncated; get it again")
+    return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big"), head[24], head[25]
