@@ -36,7 +36,7 @@ MIN_SIZE = 32  # the deepest feature map is 1/32 of the input: below this it wou
 
 
 class Variant(NamedTuple):
-    """Where networks that others published differ from the paper; without arguments it is the paper's."""
+    """Where networks that others published differ from the paper."""
 
     # Source: Tramac/Fast-SCNN-pytorch has no padding: odd sizes are rounded down, not up.
     first_padding: int = 1
@@ -46,6 +46,9 @@ class Variant(NamedTuple):
     fusion_dilation: int = 4
     # Source: mmsegmentation's fast_scnn has 3, with padding.
     pyramid_kernel: int = 1
+
+
+PAPER = Variant()
 
 
 class FastSCNN(nn.Module):
@@ -71,7 +74,7 @@ class FastSCNN(nn.Module):
         align_corners: bool = False,
         aux: bool = False,
         input_scale: float = 1.0,
-        variant: Variant = Variant(),
+        variant: Variant = PAPER,
     ):
         super().__init__()
         self.align_corners = align_corners

@@ -1,4 +1,4 @@
-"""Export to ONNX and OpenVINO files, and their agreement with PyTorch."""
+"""Export to ONNX, OpenVINO and safetensors files, and their agreement with PyTorch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from inference.backends import (
     require,
     torch_network,
 )
+from inference.checkpoints import load_model
+from inference.safetensors_files import write_safetensors
 from model import MIN_SIZE, FastSCNN
 from utils import write_file
 
@@ -85,6 +87,28 @@ def exported_aside(
         # OpenVINO's weights first: the .xml is what a reader opens.
         for file, content in reversed([*zip(exported_files(path), exported_files(written), strict=True)]):
             write_file(file, content.read_bytes())
+
+
+@contextlib.contextmanager
+def safetensors_aside(model: FastSCNN, metadata: dict, path: Path) -> Iterator[Network]:
+    """Writes weights to a temporary folder and, when the block is left, to `path`; see exported_aside.
+
+    Args:
+        model: whose weights they are.
+        metadata: what load_state shall find, in plain values; what the block adds is written too.
+        path: the file.
+
+    Yields:
+        The network of the written file on PyTorch, loaded as any checkpoint is.
+
+    Raises:
+        UserError: the package is missing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, "network.safetensors")
+        write_safetensors(written, model.state_dict(), metadata)
+        yield torch_network(load_model(written)[0], torch.device("cpu"), "fp32", compiled=False)
+    write_safetensors(path, model.state_dict(), metadata)
 
 
 def exported_files(path: Path) -> list[Path]:

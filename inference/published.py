@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model import Variant
+from model import PAPER, Variant
 from utils import UserError
 
 
@@ -32,7 +32,7 @@ class Publisher(NamedTuple):
     mark: str
     names: tuple[tuple[str, str], ...]
     align_corners: bool
-    variant: Variant = Variant()
+    variant: Variant = PAPER
     x_first: bool = False
 
 
@@ -170,7 +170,7 @@ def options(publisher: Publisher) -> dict:
 
 def describe(publisher: Publisher) -> str:
     """Returns in one line whose weights were read, and as which network."""
-    paper = Variant()._asdict()
+    paper = PAPER._asdict()
     differ = [f"{name}={value}" for name, value in publisher.variant._asdict().items() if value != paper[name]]
     return (
         f"weights of {publisher.name}, converted (align_corners={publisher.align_corners}, as they were trained"
