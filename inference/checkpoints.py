@@ -33,11 +33,7 @@ def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     Raises:
         UserError: the file is missing, damaged, holds code, is of another kind, or has values that are not finite.
     """
-    try:
-        checkpoint = read_safetensors(path) if is_safetensors(path) else load_checkpoint(path)
-    except UserError as error:
-        raise foreign_file(path, "a PyTorch file") or error from None
-    state, found, changes = unwrap(checkpoint)
+    state, found, changes = unwrap(_load_file(path))
     metadata = {"align_corners": False, "input_scale": 1.0, **found}
     # In single precision before anything is computed from them: half precision would round an identity BN.
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
@@ -57,6 +53,15 @@ def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     check_finite(path, state)
     _check_metadata(path, metadata)
     return state, metadata
+
+
+def _load_file(path: str | Path) -> dict:
+    if is_safetensors(path):
+        return read_safetensors(path)
+    try:
+        return load_checkpoint(path)
+    except UserError as error:
+        raise foreign_file(path, "a PyTorch file") or error from None
 
 
 def _check_metadata(path: str | Path, metadata: dict) -> None:
