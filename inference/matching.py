@@ -30,16 +30,14 @@ def match_classes(path: str | Path, found: Classes, wanted: Classes) -> list[int
     if set(found.names) == set(wanted.names):
         _say(f"{path} has the classes of the data in another order: they are put into that of the data")
         return [found.names.index(name) for name in wanted.names]
-    named = zip(found.names, wanted.names, strict=False)
-    pairs = ((index, *pair) for index, pair in enumerate(named) if pair[0] != pair[1])
-    index, ours, theirs = next(pairs, (min(len(found), len(wanted)), "no more", "no more"))
-    if ours == theirs:
-        longer = found if len(found) > len(wanted) else wanted
-        ours, theirs = (of.names[index] if of is longer else "none" for of in (found, wanted))
+    advice = "take other weights or data, or train these with --init_weights and --reset_head"
+    if not found.named or len(found) != len(wanted):
+        raise UserError(f"{path} is for {len(found)} classes, the data has {len(wanted)}: {advice}")
+    named = zip(found.names, wanted.names, strict=True)
+    index, ours, theirs = next((index, *pair) for index, pair in enumerate(named) if pair[0] != pair[1])
     raise UserError(
-        f"{path} is for {len(found)} classes, the data has {len(wanted)}: class {index} is {ours[:40]!r} in the "
-        f"weights and {theirs[:40]!r} in the data; take other weights or data, or train these with --init_weights and "
-        "--reset_head"
+        f"{path} is for other classes than the data: class {index} is {ours[:40]!r} in the weights and "
+        f"{theirs[:40]!r} in the data; {advice}"
     )
 
 

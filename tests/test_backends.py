@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from classes import CLASSES
+from classes import CITYSCAPES
 from deploy import find_pictures, read_pictures
 from inference.backends import METADATA, PRECISIONS, Uint8Network, export_metadata, openvino_network, torch_network
 from inference.checkpoints import load_model
@@ -150,7 +150,7 @@ def test_labels_of_a_checkpoint_agree(backend: str, precision: str, model, pictu
 def test_dynamic_file_is_right_at_every_size(backend: str, exported, model, pictures) -> None:
     """A pooling matrix that was traced as a constant gives wrong logits at every other size, without an error."""
     network, metadata = load_network(exported, "auto", backend)
-    assert metadata["classes"][0] == "road" and metadata["palette"][0] == list(CLASSES[0].color)
+    assert metadata["classes"][0] == "road" and metadata["palette"][0] == list(CITYSCAPES.colors[0])
     for picture in pictures:
         batch = torch.from_numpy(picture)[None]
         with torch.no_grad():
@@ -236,7 +236,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path, exported) -> None:
     metadata = json.loads(entry.value)
     for name, value, message in (
         ("none", None, "was not exported by deploy.py"),
-        ("other", json.dumps({**metadata, "classes": ["a", "b"]}), "is for 2 other classes"),
+        ("other", json.dumps({**metadata, "classes": ["a", "b"]}), "was not exported by deploy.py"),
     ):
         del proto.metadata_props[:]
         if value:
@@ -342,7 +342,7 @@ def _half_the_metadata(xml, weights) -> str:
 
 def _other_classes(xml, weights) -> str:
     xml.write_text(xml.read_text().replace("&quot;road&quot;, ", ""))
-    return "n.xml is for 18 other classes, expected the 19 of Cityscapes"
+    return "n.xml was not exported by deploy.py"  # there is a color more than there are names
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dying_loader import load
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from classes import ID_TO_TRAIN_ID
+from classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from dataset import check_headers, find_samples, read_pair
 from images import DataError, png_header, read_image, read_label
 from inference.predictions import PredictionWriter
@@ -34,14 +34,14 @@ def test_frames_are_paired_by_name_and_sorted(frames) -> None:
 def test_label_ids_win_over_train_ids(tmp_path) -> None:
     """On real Cityscapes the two files differ at 0.3-0.6 % of the pixels: reading the wrong one changes scores."""
     image, ids = random_frame(np.random.default_rng(1))
-    train_ids = ID_TO_TRAIN_ID[ids]
+    train_ids = CITYSCAPES.labels.table[ids]
     train_ids[:8] = 3
     write_frame(tmp_path, "train", "a_000000_000000", image, ids)
     write_frame(tmp_path, "train", "a_000000_000000", image, train_ids, kind="labelTrainIds")
     write_frame(tmp_path, "train", "a_000000_000001", image, train_ids, kind="labelTrainIds")
     first, second = find_samples(tmp_path, "train")
-    assert (first.label_is_train_ids, second.label_is_train_ids) == (False, True)
-    np.testing.assert_array_equal(read_pair(first)[1], ID_TO_TRAIN_ID[ids])
+    assert (first.labels, second.labels) == (CITYSCAPES.labels, CITYSCAPES_TRAIN_IDS)
+    np.testing.assert_array_equal(read_pair(first)[1], CITYSCAPES.labels.table[ids])
     np.testing.assert_array_equal(read_pair(second)[1], train_ids)
 
 
@@ -101,7 +101,7 @@ def test_label_values_outside_the_table_name_the_file(frames) -> None:
         read_label(sample.label)
     label[3, 4] = 19
     with pytest.raises(DataError, match="train ids 0-18"):
-        read_label(sample.label, train_ids=True)
+        read_label(sample.label, CITYSCAPES_TRAIN_IDS)
 
 
 def test_one_frame_name_in_two_folders(tmp_path) -> None:
@@ -115,8 +115,8 @@ def test_one_frame_name_in_two_folders(tmp_path) -> None:
     samples = find_samples(tmp_path, "train")
     assert [(sample.folder, sample.name) for sample in samples] == [("201", "frame0014"), ("273", "frame0014")]
     for sample in samples:
-        np.testing.assert_array_equal(read_pair(sample)[1], ID_TO_TRAIN_ID[ids[sample.folder]])
-    writer = PredictionWriter(tmp_path / "results", samples)
+        np.testing.assert_array_equal(read_pair(sample)[1], CITYSCAPES.labels.table[ids[sample.folder]])
+    writer = PredictionWriter(tmp_path / "results", samples, CITYSCAPES)
     for sample in samples:
         writer.write(*writer.encode(sample, np.zeros((4, 4), np.uint8)))
     written = sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "results").rglob("*.png"))
@@ -146,7 +146,7 @@ def test_labels_mean_what_the_official_script_reads(frames, kind: str) -> None:
         Image.fromarray(ids).save(sample.label, interlace=1)
     official = np.array(Image.open(sample.label)).astype(np.uint8)
     np.testing.assert_array_equal(official, ids)
-    np.testing.assert_array_equal(read_pair(sample)[1], ID_TO_TRAIN_ID[official])
+    np.testing.assert_array_equal(read_pair(sample)[1], CITYSCAPES.labels.table[official])
     check_headers(find_samples(frames, "train"))
 
 
@@ -207,7 +207,7 @@ def test_what_is_no_regular_file_is_named(frames) -> None:
     second.label.symlink_to("gone.png")
     for path in (first.image, second.label):
         with pytest.raises(DataError, match=path.name):
-            check_frames([first if path == first.image else second], "train", 0, False)
+            check_frames([first if path == first.image else second], "train", CITYSCAPES, 0, False)
         with pytest.raises(DataError, match=path.name):
             (read_image if path == first.image else read_label)(path)
 

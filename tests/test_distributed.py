@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, Started, call_main, run_process, run_script
 from test_train import FLAGS, assert_same_weights, read_csv, without_time
 
+from classes import CITYSCAPES
 from dataset import find_samples
 from evaluate import Scores, evaluate
 from inference.backends import torch_network
@@ -92,8 +93,8 @@ def scored(weights: Path, frames: Path, results: Path) -> Scores:
     """The scores of the train split, which two processes cannot share evenly; predictions are written."""
     network = torch_network(load_model(weights)[0], torch.device("cpu"), "fp32", compiled=False)
     samples = find_samples(frames, "train")
-    writer = PredictionWriter(results / "ids", samples, results / "color")
-    return evaluate(network, samples, writer=writer, with_loss=True)
+    writer = PredictionWriter(results / "ids", samples, CITYSCAPES, results / "color")
+    return evaluate(network, samples, CITYSCAPES, writer=writer, with_loss=True)
 
 
 def files_below(folder: Path) -> dict[Path, bytes]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.nn import functional as F
 
-from classes import CLASSES, ID_TO_TRAIN_ID, LABELS, NUM_CLASSES
+from classes import CITYSCAPES, LABELS
 from dataset import Sample, find_samples
 from evaluate import Scores, confusion_matrix, evaluate
 from inference.backends import Network
@@ -27,7 +27,7 @@ from inference.predictions import PredictionWriter
 from utils import UserError
 
 SCRIPT = "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"
-VALID_IDS = [label.id for label in CLASSES]
+VALID_IDS = [label.id for label in LABELS if label.train_id != 255]
 
 
 def official_scores(data: Path, results: Path, export: Path) -> dict:
@@ -77,14 +77,14 @@ def test_scores_equal_the_official_script(label_maps, tmp_path) -> None:
     """Averages over the wrong classes, category IoU from class IoU, ignored pixels counted: the usual differences."""
     data, predictions = label_maps
     samples = find_samples(data, "val")
-    writer = PredictionWriter(tmp_path / "results", samples)
+    writer = PredictionWriter(tmp_path / "results", samples, CITYSCAPES)
     order = iter(samples)
 
     def logits(images: torch.Tensor) -> torch.Tensor:  # highest for the class that is to be predicted
         train_ids = torch.from_numpy(predictions[next(order).name]).long()
-        return F.one_hot(train_ids, NUM_CLASSES).permute(2, 0, 1)[None].float()
+        return F.one_hot(train_ids, len(CITYSCAPES)).permute(2, 0, 1)[None].float()
 
-    scores = evaluate(Network(logits, False, "given"), samples, writer=writer)
+    scores = evaluate(Network(logits, False, "given"), samples, CITYSCAPES, writer=writer)
     official = official_scores(data, tmp_path / "results", tmp_path / "export")
     assert_equal_scores(scores.as_json(), official)
     counted = np.array(official["confMatrix"])[np.ix_(VALID_IDS, VALID_IDS)]
@@ -94,9 +94,9 @@ def test_scores_equal_the_official_script(label_maps, tmp_path) -> None:
 
 def test_absent_and_only_predicted_classes() -> None:
     """A class that is nowhere must not pull the mean down; one that is only predicted must."""
-    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    confusion = np.zeros((len(CITYSCAPES), len(CITYSCAPES)), np.int64)
     confusion[0, 0], confusion[0, 1] = 3, 1
-    scores = Scores(confusion)
+    scores = Scores(CITYSCAPES, confusion)
     assert scores.class_iou[0] == 0.75 and scores.class_iou[1] == 0 and np.isnan(scores.class_iou[2:]).all()
     assert scores.class_miou == 0.375 and scores.class_miou_present == 0.75
     assert scores.category_miou == 1.0  # road and sidewalk are both flat
@@ -106,23 +106,23 @@ def test_absent_and_only_predicted_classes() -> None:
 
 def test_nothing_labelled_gives_no_number() -> None:
     """A division by zero, or a score of 0 or 1, where there was nothing to score."""
-    scores = Scores(np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64))
+    scores = Scores(CITYSCAPES, np.zeros((len(CITYSCAPES), len(CITYSCAPES)), np.int64))
     assert math.isnan(scores.class_miou) and math.isnan(scores.pixel_accuracy)
     assert scores.as_json()["averageScoreClasses"] is None and scores.as_json()["pixel_accuracy"] is None
 
 
-_train_ids = arrays(np.uint8, (6, 7), elements=st.sampled_from([*range(NUM_CLASSES), 255]))
+_train_ids = arrays(np.uint8, (6, 7), elements=st.sampled_from([*range(len(CITYSCAPES)), 255]))
 
 
 @settings(max_examples=60, deadline=None)
-@given(_train_ids, arrays(np.uint8, (6, 7), elements=st.integers(0, NUM_CLASSES - 1)))
+@given(_train_ids, arrays(np.uint8, (6, 7), elements=st.integers(0, len(CITYSCAPES) - 1)))
 def test_confusion_matrix_counts_every_pixel_once(targets: np.ndarray, predictions: np.ndarray) -> None:
     """Rows and columns swapped, or uint8 that wraps around in the pair's index."""
-    expected = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    expected = np.zeros((len(CITYSCAPES), len(CITYSCAPES)), np.int64)
     for truth, guess in zip(targets.ravel(), predictions.ravel(), strict=True):
         if truth != 255:
             expected[truth, guess] += 1
-    got = confusion_matrix(torch.from_numpy(targets), torch.from_numpy(predictions))
+    got = confusion_matrix(torch.from_numpy(targets), torch.from_numpy(predictions), 19)
     assert got.dtype == torch.int64
     np.testing.assert_array_equal(got.numpy(), expected)
 
@@ -134,11 +134,11 @@ def test_second_prediction_of_a_frame_is_refused(tmp_path) -> None:
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"x")
     with pytest.raises(UserError, match="second prediction"):
-        PredictionWriter(tmp_path / "results", samples)
+        PredictionWriter(tmp_path / "results", samples, CITYSCAPES)
     stale.unlink()
-    writer = PredictionWriter(tmp_path / "results", samples, tmp_path / "results")
+    writer = PredictionWriter(tmp_path / "results", samples, CITYSCAPES, tmp_path / "results")
     writer.write(*writer.encode(samples[0], np.zeros((4, 4), np.uint8)))
-    PredictionWriter(tmp_path / "results", samples, tmp_path / "results")  # our own two do not disturb
+    PredictionWriter(tmp_path / "results", samples, CITYSCAPES, tmp_path / "results")  # our own two do not disturb
 
 
 def test_command_line_agrees_with_the_official_script(frames, weights, tmp_path) -> None:
@@ -157,7 +157,7 @@ def test_command_line_agrees_with_the_official_script(frames, weights, tmp_path)
 def test_labels_from_train_ids_are_said(frames, weights, tmp_path) -> None:
     """Scores on labels that differ from the official ones, without a word."""
     label = sorted(frames.rglob("val/valstadt/*labelIds.png"))[0]
-    train_ids = ID_TO_TRAIN_ID[cv2.imread(str(label), cv2.IMREAD_UNCHANGED)]
+    train_ids = CITYSCAPES.labels.table[cv2.imread(str(label), cv2.IMREAD_UNCHANGED)]
     cv2.imwrite(str(label).replace("labelIds", "labelTrainIds"), train_ids)
     flags = ["--data_path", frames, "--model_weight", weights, "--device", "cpu", "--workers", 0]
     both = run_script("evaluate.py", *flags, cwd=tmp_path)
@@ -187,17 +187,24 @@ def test_test_split_is_only_predicted(frames, weights, tmp_path) -> None:
 def test_predictions_of_two_runs_are_never_mixed(tmp_path) -> None:
     """A folder with the predictions of other frames, or of an earlier run where this one was interrupted."""
     samples = [Sample(f"a_000000_00000{i}", Path("x"), None, folder="a") for i in range(2)]
-    writer = PredictionWriter(tmp_path, samples)
+    writer = PredictionWriter(tmp_path, samples, CITYSCAPES)
     for sample in samples:
         writer.write(*writer.encode(sample, np.zeros((4, 4), np.uint8)))
     with pytest.raises(UserError, match=r"holds predictions of other frames \(a_000000_000001_pred"):
-        PredictionWriter(tmp_path, samples[:1])
+        PredictionWriter(tmp_path, samples[:1], CITYSCAPES)
 
     def interrupted() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(None, samples, writer=PredictionWriter(tmp_path, samples), before_each=interrupted, read=_black)
+        evaluate(
+            None,
+            samples,
+            CITYSCAPES,
+            writer=PredictionWriter(tmp_path, samples, CITYSCAPES),
+            before_each=interrupted,
+            read=_black,
+        )
     assert not list(tmp_path.iterdir())
 
 

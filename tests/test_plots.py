@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from classes import CITYSCAPES
 from images import read_image
 from training.plots import plot_confusion, plot_curves
 
@@ -16,6 +17,7 @@ def history_of(epochs: int) -> list[dict]:
     """Rows of a statistics file."""
     return [
         {"epoch": i, "train_loss": 1 / i, "val_loss": 2 / i, "pixel_accuracy": 0.8, "class_miou": 0.5 - 0.1 / i,
+         "class_miou_present": 0.5,
          "category_miou": 0.6, "lr": 1e-3} for i in range(1, epochs + 1)
     ]  # fmt: skip
 
@@ -34,7 +36,7 @@ def test_confusion_of_absent_classes_is_drawn_without_a_division_by_zero(tmp_pat
     confusion[0, 0], confusion[0, 1], confusion[1, 1] = 90, 10, 50
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot_confusion(tmp_path / "confusion.png", confusion, "title")
+        plot_confusion(tmp_path / "confusion.png", confusion, CITYSCAPES, "title")
     assert read_image(tmp_path / "confusion.png").shape[0] > 500
 
 
@@ -52,7 +54,7 @@ def test_titles_are_plain_text(title: str, tmp_path, capfd, monkeypatch) -> None
     """A path that ends a run after its first epoch as it is no formula, a warning for each glyph, flat curves."""
     monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)  # as a matplotlibrc may say
     plot_curves(tmp_path / "curves.png", history_of(2), title)
-    plot_confusion(tmp_path / "confusion.png", np.eye(19, dtype=np.int64), title)
+    plot_confusion(tmp_path / "confusion.png", np.eye(19, dtype=np.int64), CITYSCAPES, title)
     assert capfd.readouterr() == ("", "")
     curves = read_image(tmp_path / "curves.png")
     blue = np.flatnonzero((np.abs(curves.astype(int) - (31, 119, 180)).sum(2) < 9).any(1))
@@ -65,7 +67,7 @@ def test_a_plot_that_fails_is_one_line(tmp_path, capsys) -> None:
     (tmp_path / "curves.png").mkdir()
     for _ in range(2):
         plot_curves(tmp_path / "curves.png", history_of(1), "title")
-        plot_confusion(tmp_path / "confusion.png", np.zeros((2, 2)), "title")
+        plot_confusion(tmp_path / "confusion.png", np.zeros((2, 2)), CITYSCAPES, "title")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "curves.png was not drawn (cannot write" in lines[0], lines
     assert "confusion.png was not drawn" in lines[1] and "the run goes on" in lines[1]

@@ -51,13 +51,24 @@ def test_values_that_make_no_sense_name_the_flag(flags: str) -> None:
 def test_only_what_leaves_the_result_alone_may_change_in_a_resumed_run() -> None:
     """A new flag that decides about the result, and that a resumed run takes with another value in silence."""
     before = {**vars(parse_args(["--recipe", "strong"])), "train_frames": 3, "processes": 1}
+    before |= {"classes": ["a", "b"], "label_values": ["(0, 0)"]}
     free = set()
     for name in before:
         with contextlib.suppress(UserError):
             compare_settings("last.pth", before, {**before, name: "another"})
             free.add(name)
     first_only = {"recipe", "resume", "init_weights", "reset_head", "overwrite", "check"}
-    places = {"data_path", "output_dir", "cache", "device", "workers", "processes", "save_step", "tensorboard"}
+    places = {
+        "data_path",
+        "data_root",
+        "output_dir",
+        "cache",
+        "device",
+        "workers",
+        "processes",
+        "save_step",
+        "tensorboard",
+    }
     assert free == first_only | places
 
 

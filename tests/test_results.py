@@ -13,6 +13,7 @@ from conftest import assert_user_error
 from test_viewer import VAL, make_video, view
 
 import viewer
+from classes import CITYSCAPES
 from utils import UserError
 from viewing.video import VideoFile
 
@@ -27,6 +28,7 @@ def fixed_size(monkeypatch):
             raise UserError(f"fixed.onnx was exported for 64x96, the picture is {size} (height x width)")
         return np.zeros(image.shape[:2], np.uint8)
 
+    predict.classes = CITYSCAPES
     monkeypatch.setattr(viewer, "load_predictor", lambda *_: predict)
     return "fixed.onnx"
 
@@ -69,6 +71,7 @@ def test_picture_that_no_memory_holds_costs_only_itself(frames, weights, tmp_pat
             raise RuntimeError(reason)
         return np.zeros(image.shape[:2], np.uint8)
 
+    predict.classes = CITYSCAPES
     monkeypatch.setattr(viewer, "load_predictor", lambda *_: predict)
     result = view(frames, weights, tmp_path, "--input_pic", "in")
     assert result.returncode == 0 and "skipped: a: there is no memory for 64x960 pixels" in result.stderr

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset import Sample
+from dataset import Sample, cityscapes_folder
 from images import DataError, read_image
 from utils import UserError
 from viewing.files import irregular
@@ -32,7 +32,7 @@ def save(path: Path, image: np.ndarray = COLOR) -> Path:
 
 def names(data_path: object, input_pic: object) -> list[str]:
     """The names of the results."""
-    return [sample.name for sample in open_source(str(data_path), str(input_pic)).samples]
+    return [sample.name for sample in open_source(cityscapes_folder(str(data_path)), str(input_pic)).samples]
 
 
 def png(color_type: int, channels: int) -> bytes:
@@ -82,20 +82,22 @@ def test_ground_truth_comes_along(frames: Path) -> None:
     """Only a single picture gets its label, or labels of the test split are drawn as truth."""
     labelled = {
         sample.name: sample.label is not None
-        for sample in open_source("nowhere", str(frames)).samples
+        for sample in open_source(cityscapes_folder("nowhere"), str(frames)).samples
         if "leftImg8bit" in str(sample.image)
     }
     assert len(labelled) == 6 and all(found == ("test" not in name) for name, found in labelled.items())
-    first = next(open_source(str(frames), "val").frames())
+    first = next(open_source(cityscapes_folder(str(frames)), "val").frames())
     assert first.label.shape == first.image.shape[:2]
-    assert next(open_source(str(frames), "val").frames(labels=False)).label is None
+    assert next(open_source(cityscapes_folder(str(frames)), "val").frames(labels=False)).label is None
 
 
 def test_label_of_another_size_is_a_problem(frames: Path) -> None:
     """A label of another size is drawn as ground truth, shifted against the picture."""
     label = next((frames / "gtFine" / "val").rglob("*_labelIds.png"))
     cv2.imwrite(str(label), np.zeros((32, 96), np.uint8))
-    problems = [item for item in open_source(str(frames), "val").frames() if isinstance(item, Problem)]
+    problems = [
+        item for item in open_source(cityscapes_folder(str(frames)), "val").frames() if isinstance(item, Problem)
+    ]
     assert len(problems) == 1 and "is 64x96" in problems[0].text and "32x96; expected equal sizes" in problems[0].text
 
 
@@ -117,7 +119,7 @@ def test_input_that_is_not_there(input_pic: str, words: str, tmp_path: Path, mon
     (tmp_path / "full" / "a.txt").write_text("x")
     (tmp_path / "full" / "a.mp4").write_text("x")
     with pytest.raises(UserError, match=words.replace("*", r"\*")):
-        open_source("nowhere", input_pic)
+        open_source(cityscapes_folder("nowhere"), input_pic)
 
 
 def test_a_file_of_digits_is_not_a_camera(tmp_path: Path, monkeypatch) -> None:
@@ -183,7 +185,7 @@ def test_problems_take_the_place_of_their_frames(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(b"")
     save(tmp_path / "c.png", COLOR[:20])
     save(tmp_path / "d.png")
-    kinds = list(open_source("nowhere", str(tmp_path)).frames())
+    kinds = list(open_source(cityscapes_folder("nowhere"), str(tmp_path)).frames())
     assert [type(item) for item in kinds] == [Frame, Problem, Problem, Frame]
     assert "b.png is an empty file" in kinds[1].text and "20x48" in kinds[2].text and "32x32" in kinds[2].text
 
@@ -194,7 +196,7 @@ def test_video_frames_that_are_too_small(tmp_path: Path) -> None:
     writer.write(COLOR[:20])
     writer.release()
     with pytest.raises(UserError, match=r"a frame of .*a\.avi is 20x48"):
-        list(open_source("nowhere", str(tmp_path / "a.avi")).frames())
+        list(open_source(cityscapes_folder("nowhere"), str(tmp_path / "a.avi")).frames())
 
 
 HEIC = struct.pack(">I4s4sI4s", 24, b"ftyp", b"heic", 0, b"mif1") + bytes(200)
@@ -218,8 +220,8 @@ def test_pictures_are_known_by_what_is_in_them(tmp_path: Path) -> None:
     found, left_out = find_pictures(phone(tmp_path))
     assert [path.name for path in found] == ["b.JPG", "d.jp2", "e.avif", "g.gif", "h.pam", "no ending"]
     assert left_out == "left out: 1 .heic, 3 .json, 1 _result.png"
-    assert open_source("nowhere", str(tmp_path)).left_out == left_out
-    assert all(isinstance(frame, Frame) for frame in open_source("nowhere", str(tmp_path)).frames())
+    assert open_source(cityscapes_folder("nowhere"), str(tmp_path)).left_out == left_out
+    assert all(isinstance(frame, Frame) for frame in open_source(cityscapes_folder("nowhere"), str(tmp_path)).frames())
     assert names("nowhere", tmp_path / "*") == ["b", "d", "e", "g", "h", "no ending"]
     assert names("nowhere", tmp_path / "**" / "*") == ["b", "d", "e", "g", "h", "no ending"]
     for given in ("@eaDir", "@eaDir/*/*", ".thumbnails", ".thumb*/*", "sub/._x.png", "sub/._*.png"):
@@ -232,8 +234,8 @@ def test_heic_gets_advice(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes(HEIC)
     for name in ("a.HEIC", "b.jpg"):
         with pytest.raises(UserError, match=r"is a HEIC picture.*heif-convert.*Most Compatible"):
-            open_source("nowhere", str(tmp_path / name))
-    (problem,) = open_source("nowhere", str(tmp_path)).frames()
+            open_source(cityscapes_folder("nowhere"), str(tmp_path / name))
+    (problem,) = open_source(cityscapes_folder("nowhere"), str(tmp_path)).frames()
     assert "b.jpg is a HEIC picture" in problem.text
 
 
@@ -252,10 +254,10 @@ def test_what_is_no_file_is_named(kind: str, tmp_path: Path) -> None:
     words = {"link": "is a link that leads nowhere", "loop": "is a link that leads nowhere"}.get(kind, f"is a {kind}")
     assert words in irregular(path)
     for given in (tmp_path, tmp_path / "*.png"):
-        good, problem = open_source("nowhere", str(given)).frames()
+        good, problem = open_source(cityscapes_folder("nowhere"), str(given)).frames()
         assert isinstance(good, Frame) and f"x.png {words}" in problem.text
     with pytest.raises(UserError, match="0 files" if kind == "folder" else f"x.png {words}"):
-        open_source("nowhere", str(path))
+        open_source(cityscapes_folder("nowhere"), str(path))
 
 
 def test_links_to_folders(tmp_path: Path) -> None:
@@ -279,7 +281,7 @@ def test_a_name_is_only_a_name(name: str, tmp_path: Path, monkeypatch) -> None:
     assert names("nowhere", name) == [name.removesuffix(".png")]
     undecodable = os.fsdecode(b"\xff.jp2")
     os.rename(save(tmp_path / "a.jp2"), undecodable)
-    assert len(list(open_source("nowhere", undecodable).frames())) == 1
+    assert len(list(open_source(cityscapes_folder("nowhere"), undecodable).frames())) == 1
 
 
 def test_animations(tmp_path: Path) -> None:
@@ -290,11 +292,11 @@ def test_animations(tmp_path: Path) -> None:
     for ending in ("gif", "png", "webp"):
         assert cv2.imwriteanimation(str(tmp_path / f"a.{ending}"), animation)
         moving = ending != "webp"
-        source = open_source("nowhere", str(tmp_path / f"a.{ending}"))
+        source = open_source(cityscapes_folder("nowhere"), str(tmp_path / f"a.{ending}"))
         assert source.moving == moving and len(list(source.frames())) == 1 + moving
-    notes = [frame.note for frame in open_source("nowhere", str(tmp_path)).frames()]
+    notes = [frame.note for frame in open_source(cityscapes_folder("nowhere"), str(tmp_path)).frames()]
     assert len(notes) == 3 and all("animated, its first picture was taken" in note for note in notes)
-    assert not open_source("nowhere", str(save(tmp_path / "b" / "still.gif"))).moving
+    assert not open_source(cityscapes_folder("nowhere"), str(save(tmp_path / "b" / "still.gif"))).moving
 
 
 @pytest.mark.parametrize("name", ["a.ts", "a.flv", "a.unknown", "a.png", "noending"])
@@ -304,9 +306,9 @@ def test_a_video_is_known_by_what_is_in_it(name: str, tmp_path: Path) -> None:
     writer.write(COLOR)
     writer.release()
     (tmp_path / "a.avi").rename(tmp_path / name)
-    source = open_source("nowhere", str(tmp_path / name))
+    source = open_source(cityscapes_folder("nowhere"), str(tmp_path / name))
     assert source.moving and isinstance(next(source.frames()), Frame)
     for content in (b"", b"text", bytes(range(256)) * 9, png(2, 3)[:60], b"#EXTM3U\na.ts\n"):
         (tmp_path / "b.png").write_bytes(content)
-        (problem,) = open_source("nowhere", str(tmp_path / "b.png")).frames()
+        (problem,) = open_source(cityscapes_folder("nowhere"), str(tmp_path / "b.png")).frames()
         assert isinstance(problem, Problem)

@@ -100,7 +100,7 @@ def test_folder_below_a_file_cannot_be_written(tmp_path) -> None:
 
 def test_message_of_a_worker_is_its_last_line() -> None:
     """An error in a loader worker arrives wrapped in that worker's traceback."""
-    wrapped = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback:\n  x\ndataset.DataError: bad.png\n"
+    wrapped = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nimages.DataError: bad.png\n"
     assert _message(DataError(wrapped)) == "bad.png"
     assert _message(UserError("plain")) == "plain"
     assert _message(DataError(wrapped.replace("bad.png", "two\nlines: x.png"))) == r"two\nlines: x.png"

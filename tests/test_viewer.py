@@ -14,8 +14,8 @@ import pytest
 from conftest import assert_user_error, run_script
 
 import viewer
-from classes import PALETTE
-from dataset import find_samples, read_pair
+from classes import CITYSCAPES
+from dataset import cityscapes_folder, find_samples, read_pair
 from images import read_image
 from inference.predictor import load_predictor
 from utils import UserError
@@ -51,9 +51,9 @@ def test_panels_are_picture_truth_and_prediction(frames, weights, tmp_path) -> N
     image, label = read_pair(find_samples(frames, "val")[0])
     assert drawn.shape[1] == 3 * 96 and drawn.shape[0] >= 64 + LEGEND_ROW
     np.testing.assert_array_equal(drawn[:64, :96], image)
-    np.testing.assert_array_equal(drawn[:64, 96:192], PALETTE[label])
+    np.testing.assert_array_equal(drawn[:64, 96:192], CITYSCAPES.palette[label])
     colors = {tuple(color) for color in drawn[:64, 192:].reshape(-1, 3)}
-    assert colors <= {tuple(color) for color in PALETTE[:19]}
+    assert colors <= {tuple(color) for color in CITYSCAPES.palette[:19]}
 
 
 def test_test_split_has_no_truth_panel(frames, weights, tmp_path) -> None:
@@ -200,8 +200,8 @@ def test_output_that_cannot_be_written_or_would_disturb(frames, weights, tmp_pat
 def test_outputs_that_do_not_fit_the_input(frames, tmp_path, monkeypatch) -> None:
     """Many results in one file, an overwritten input, or video flags without effect."""
     monkeypatch.chdir(tmp_path)
-    folder, single = (open_source(str(frames), name) for name in ("val", VAL))
-    video = open_source(str(frames), str(make_video(tmp_path / "a.webm")))
+    folder, single = (open_source(cityscapes_folder(str(frames)), name) for name in ("val", VAL))
+    video = open_source(cityscapes_folder(str(frames)), str(make_video(tmp_path / "a.webm")))
     for source, output, fps, words in (
         (folder, "x.png", None, "one picture, but the input may hold several"),
         (video, "x.jpg", None, "one picture, but the input may hold several"),
@@ -235,6 +235,7 @@ def test_interrupted_run_keeps_what_was_made(number: int, status: int, frames, w
                 os.kill(os.getpid(), number)
             return predict(image)
 
+        wrapped.classes = CITYSCAPES
         return wrapped
 
     monkeypatch.setattr(viewer, "load_predictor", interrupted_at_the_fifth)
@@ -291,8 +292,11 @@ def test_window_ends_the_run(how: str, tmp_path, monkeypatch) -> None:
         time.sleep(0.02)
         return np.zeros(image.shape[:2], np.uint8)
 
+    slow.classes = CITYSCAPES
     args = viewer.build_parser().parse_args(["--input_pic", name, "--show"])
-    shown = viewer.Viewer(args, open_source("nowhere", name), VideoFile(tmp_path / "b.avi", 10), slow)
+    shown = viewer.Viewer(
+        args, open_source(cityscapes_folder("nowhere"), name), VideoFile(tmp_path / "b.avi", 10), slow
+    )
     shown.run()
     assert screen.shown >= 3
     assert shown.frames == 6 if how == "end" else 3 <= shown.frames <= 12

@@ -18,6 +18,7 @@ from conftest import assert_user_error, run_script
 from test_model import _original_with_statistics as original_network
 from torch import nn
 
+from classes import CITYSCAPES
 from inference.checkpoints import initial_model, load_model
 from model import FastSCNN
 from utils import UserError
@@ -79,8 +80,11 @@ def test_wrapped_weights_are_the_bare_ones(wrapped: str, weights, tmp_path, caps
     model, metadata = load_model(tmp_path / "w.pth")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{tmp_path / 'w.pth'}: ") and said in line, line
-    assert metadata == {"align_corners": False, "input_scale": 1.0}
-    for state in (model.state_dict(), initial_model(tmp_path / "w.pth", aux=False, reset_head=False).state_dict()):
+    assert metadata == {"align_corners": False, "input_scale": 1.0, "classes": CITYSCAPES}
+    for state in (
+        model.state_dict(),
+        initial_model(tmp_path / "w.pth", CITYSCAPES, aux=False, reset_head=False).state_dict(),
+    ):
         assert all(
             torch.equal(state[name], tensor) for name, tensor in bare.state_dict().items() if "num_b" not in name
         )
@@ -141,7 +145,7 @@ def test_weights_that_are_not_finite_are_refused(value: float, weights, frames, 
     checkpoint["model"]["feature_fusion.low_conv.1.running_var"][5] = value
     torch.save(checkpoint, tmp_path / "w.pth")
     words = "1 of 128 values of feature_fusion.low_conv.1.running_var are infinite or not a number"
-    for load in (load_model, lambda path: initial_model(path, aux=False, reset_head=False)):
+    for load in (load_model, lambda path: initial_model(path, CITYSCAPES, aux=False, reset_head=False)):
         with pytest.raises(UserError, match=words):
             load(tmp_path / "w.pth")
     flags = ["--data_path", frames, "--model_weight", "w.pth"]
