@@ -258,7 +258,7 @@ def test_a_run_carries_the_options_and_all_scripts_honour_them(files, frames, tm
     for weights in (own[1], "n.safetensors"):
         result = run_script("evaluate.py", *data, "--model_weight", weights, "--device", "cpu", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
-        scores.append(re.findall(r"^(class mIoU .*|pixel accuracy .*)$", result.stdout, re.MULTILINE))
+        scores.append(re.findall(r"^(class mIoU.*|pixel accuracy.*)$", result.stdout, re.MULTILINE))
     assert len(scores[0]) == 3 and scores[0] == scores[1]
     cv2.imwrite(str(tmp_path / "p.png"), draw_scene(0, 64, 128)[0])
     result = run_script("viewer.py", "--model_weight", "n.safetensors", "--input_pic", "p.png", cwd=tmp_path)
