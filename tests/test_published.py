@@ -19,7 +19,7 @@ from test_backends import random_statistics
 from classes import CITYSCAPES
 from inference import published
 from inference.backends import export_metadata
-from inference.checkpoints import initial_model, load_model
+from inference.checkpoints import initial_model, load_model, load_state
 from inference.cuda import GraphNetwork
 from inference.export import write_onnx
 from inference.folding import split_into_strips
@@ -174,6 +174,16 @@ def test_published_weights_are_recognised_and_compute_the_same(name: str, files,
     assert metadata["variant"] == publisher.variant._asdict() and metadata["classes"] is CITYSCAPES
     with torch.no_grad():
         torch.testing.assert_close(model(x), network(publisher)(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "net.model.", "module._orig_mod."])
+@pytest.mark.parametrize("name", PUBLISHERS)
+def test_wrapped_published_weights_are_found(name: str, prefix: str, files, tmp_path) -> None:
+    """A prefix that hides whose weights they are, or that takes mmsegmentation's `backbone.` with it."""
+    state = as_published(network(PUBLISHERS[name]), PUBLISHERS[name])
+    torch.save({"epoch": 1, "ema": {prefix + key: tensor for key, tensor in state.items()}}, tmp_path / "w.pth")
+    bare, wrapped = (load_state(path)[0] for path in (files[name], tmp_path / "w.pth"))
+    assert bare.keys() == wrapped.keys() and all(torch.equal(wrapped[key], bare[key]) for key in bare)
 
 
 def test_the_default_is_the_paper() -> None:
