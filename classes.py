@@ -29,7 +29,8 @@ class LabelFormat:
         ignore_unknown: other values are ignored; else they are refused.
         colors: labels are pictures in color: each color and its train id or IGNORE_INDEX. `train_ids` then holds train
             ids themselves, which is what such a label is read as.
-        advice: what to do about an unknown value, for messages.
+        advice: what to do about unknown values, for messages; these stand in it for {values}, as ignored ones.
+        alternatives: values that mean the same, of which a file has only one.
     """
 
     train_ids: tuple[tuple[int, int], ...]
@@ -38,6 +39,7 @@ class LabelFormat:
     ignore_unknown: bool = False
     colors: tuple[tuple[RGB, int], ...] = ()
     advice: str = ""
+    alternatives: tuple[int, ...] = ()
 
     @functools.cached_property
     def table(self) -> np.ndarray:
@@ -117,20 +119,19 @@ class Classes:
 
     @classmethod
     def from_dict(cls, entries: Mapping) -> Classes:
-        """Returns the classes that as_dict describes; CITYSCAPES itself if the names are the same.
+        """Returns the classes that as_dict describes; CITYSCAPES itself if it is described.
 
         Raises:
             ValueError, TypeError, KeyError: they are not described as as_dict does.
         """
         names = tuple(entries["names"])
-        if names == CITYSCAPES.names:
-            return CITYSCAPES
         named = bool(entries.get("named", True))
         colors = tuple((int(r), int(g), int(b)) for r, g, b in entries["colors"])
         categories = tuple((str(name), tuple(map(int, ids))) for name, ids in entries.get("categories", {}).items())
         if not 2 <= len(names) == len(colors) <= MOST_CLASSES or not all(isinstance(name, str) for name in names):
             raise ValueError("expected 2 to 255 names, with a color each")
-        return cls(names, colors, categories, plain_labels(len(names)), named=named)
+        same = (names, colors, categories) == (CITYSCAPES.names, CITYSCAPES.colors, CITYSCAPES.categories)
+        return CITYSCAPES if same else cls(names, colors, categories, plain_labels(len(names)), named=named)
 
     @classmethod
     def unnamed(cls, count: int) -> Classes:

@@ -191,14 +191,15 @@ def check_headers(samples: Sequence[Sample]) -> None:
     """Checks the heads and ends of PNG files for what would otherwise stop a run halfway.
 
     Raises:
-        DataError: a PNG is empty, truncated or has the wrong depth, a label is not one channel, or sizes differ.
+        DataError: a PNG is empty, truncated or has the wrong depth, a label the wrong channels, or sizes differ.
     """
     for sample in samples:
         image = png_header(sample.image, "picture")
         if image and image[2] > 8:
             read_image(sample.image)  # raises
         label = png_header(sample.label, "label") if sample.label else None
-        if label and label[2:] != (8, 0):  # some others are read, the rest raises with the right message
+        usual = ((8, 2), (8, 3), (8, 6)) if sample.labels.colors else ((8, 0),)
+        if label and label[2:] not in usual:  # some others are read, the rest raises with the right message
             read_label(sample.label, sample.labels)
         if image and label and image[:2] != label[:2]:
             read_pair(sample)

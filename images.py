@@ -5,6 +5,7 @@ Pictures are RGB uint8; labels become train ids as a LabelFormat says; sizes are
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import stat
@@ -14,7 +15,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from classes import CITYSCAPES, LabelFormat
+from classes import CITYSCAPES, IGNORE_INDEX, RGB, LabelFormat
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
 
@@ -52,23 +53,66 @@ def read_label(path: str | Path, labels: LabelFormat = CITYSCAPES.labels) -> np.
 
 
 def read_label_values(path: str | Path, labels: LabelFormat = CITYSCAPES.labels) -> np.ndarray:
-    """Reads a label file: (H, W) uint8, the values that the official script sees; of a palette PNG, the indices.
+    """Reads a label file: (H, W) uint8, the values that the official script sees.
+
+    Those are the indices of a palette PNG; where labels are pictures in color, the train ids of the colors.
 
     Raises:
-        DataError: the file is missing or damaged, or has several channels or more than 8 bits.
+        DataError: the file is missing or damaged, a lossy format, in color where that is not expected or the other way
+            round, has more than 8 bits, or a color that has no meaning.
     """
     data = _read_file(path, "label")
-    if data[:4].tobytes() == b"\x89PNG" and data.size > 25 and (data[25] == 3 or data[24] == 1):
+    is_png = data[:4].tobytes() == b"\x89PNG"
+    if _is_lossy(data):
+        raise DataError(f"{path} is lossy (JPEG, or WebP that is not lossless): its values changed; save labels as PNG")
+    if labels.colors:
+        return _colors_to_train_ids(path, _decode(path, cv2.IMREAD_UNCHANGED, "label", data), labels)
+    if is_png and data.size > 25 and (data[25] == 3 or data[24] == 1):
         values = _decode_by_pillow(path, data)  # OpenCV gives a palette's colors, and 255 for the 1 of a single bit
     else:
         values = _decode(path, cv2.IMREAD_UNCHANGED, "label", data)
+        if values.ndim == 3 and not is_png and (values[..., :1] == values[..., 1:3]).all():
+            values = np.ascontiguousarray(values[..., 0])  # WebP, say, has no grey
     if values.ndim != 2 or values.dtype != np.uint8:
         channels = 1 if values.ndim == 2 else values.shape[2]
         raise DataError(
             f"{path} has {channels} channel(s) of {values.dtype}, expected one of uint8 with {labels.expected}; a "
-            "picture in color is not a label file"
+            "picture in color is not a label file, unless a description (.yaml) has its label_colors"
         )
     return values
+
+
+def _colors_to_train_ids(path: str | Path, image: np.ndarray, labels: LabelFormat) -> np.ndarray:
+    """Returns the (H, W) uint8 train ids of a label in color, decoded as OpenCV does."""
+    if image.ndim != 3 or image.dtype != np.uint8:
+        found = "one channel" if image.ndim == 2 else "more than 8 bits a channel"
+        raise DataError(
+            f"{path} has {found}, expected {labels.expected}; if it holds values, they need label_mapping instead"
+        )
+    image = image if image.shape[2] == 4 else cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)
+    packed = np.ascontiguousarray(image).view("<u4")[..., 0] & 0xFFFFFF
+    found = _color_table(labels.colors)[packed]
+    unknown = found == 0
+    if not labels.ignore_unknown and unknown.any():
+        some = [[int(color) >> shift & 255 for shift in (16, 8, 0)] for color in np.unique(packed[unknown])[:8]]
+        listed = ", ".join(map(str, some))
+        advice = labels.advice.replace("{values}", listed)
+        raise DataError(
+            f"{path} has other colors than those of the classes: {listed}; expected {labels.expected}{advice}"
+        )
+    return np.where(unknown, IGNORE_INDEX, found - 1).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=2)
+def _color_table(colors: tuple[tuple[RGB, int], ...]) -> np.ndarray:
+    """(2**24,) uint16: from red * 2**16 + green * 2**8 + blue to train id + 1, or 0.
+
+    The system only backs with memory what is used of the zeros.
+    """
+    table = np.zeros(2**24, np.uint16)
+    for (red, green, blue), train_id in colors:
+        table[red << 16 | green << 8 | blue] = train_id + 1
+    return table
 
 
 def count_values(values: np.ndarray) -> np.ndarray:
@@ -80,8 +124,13 @@ def check_values(path: str | Path, found: np.ndarray, labels: LabelFormat) -> No
     """Raises DataError if a label file has values that have no meaning."""
     wrong = [int(value) for value in found if not labels.known[value]][:8]
     if wrong:
+        advice = labels.advice.replace("{values}", ", ".join(f"{value}: ignore_label" for value in wrong))
+        raise DataError(f"{path} has values outside the label table: {wrong}; expected {labels.expected}{advice}")
+    same = [int(value) for value in found if value in labels.alternatives]
+    if len(same) > 1:
         raise DataError(
-            f"{path} has values outside the label table: {wrong}; expected {labels.expected}{labels.advice}"
+            f"{path} has the values {same}, which mean the same in masks of one class, expected one of them; if the "
+            f"last should not count, write label_mapping: {{{same[-1]}: ignore_label}}"
         )
 
 
@@ -124,6 +173,12 @@ def _decode_by_pillow(path: str | Path, data: np.ndarray) -> np.ndarray:
             return np.array(image).astype(np.uint8)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"the label {path} cannot be decoded ({error}); get it again") from None
+
+
+def _is_lossy(data: np.ndarray) -> bool:
+    """Returns whether a file is a JPEG or a WebP that is not lossless."""
+    head = data[:12].tobytes()
+    return head.startswith(b"\xff\xd8") or (head[8:] == b"WEBP" and b"VP8L" not in data.tobytes())
 
 
 def _is_whole(data: bytes) -> bool:

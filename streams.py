@@ -86,3 +86,9 @@ def _steady(stream: TextIO | None) -> TextIO:
 def printable(text: str) -> str:
     """Returns a text in one line, with an escape for what cannot be printed: line ends, bytes that are no UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def quoted(value: object) -> str:
+    """Returns a value from a file for a message: in one line, at most 80 characters."""
+    text = printable(repr(value))
+    return text if len(text) <= 80 else f"{text[:77]}..."
