@@ -165,6 +165,7 @@ def distinct_colors(count: int, given: Mapping[int, RGB] | None = None) -> tuple
     given = dict(given or {})
     levels = np.linspace(0, 255, 12).round().astype(np.uint8)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    grid = grid[_cielab(grid)[:, 0] > 25]  # ignored pixels are black: nothing nearly black beside them
     places = _cielab(grid)
     distance = np.full(len(grid), np.inf)
     colors = []
