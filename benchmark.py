@@ -90,7 +90,8 @@ def inference_groups(args: argparse.Namespace, folder: Path) -> Groups:
     """Measures predictions: the engines and the label head at every size, then the GPU; yields titles and rows."""
     model = measured_network(args.model_weight)
     weights = folder / "weights.pth"
-    save_checkpoint(weights, {"model": model.state_dict(), "metadata": {"align_corners": model.align_corners}})
+    metadata = {"align_corners": model.align_corners, "variant": model.variant._asdict()}
+    save_checkpoint(weights, {"model": model.state_dict(), "metadata": metadata})
     scene, calibration = read_images(args.data_path)
     with open_engines(weights, folder, calibration, args.quick) as (engines, missing):
         print("\n".join(["", *missing]))

@@ -33,6 +33,7 @@ class LabelFormat:
         alternatives: values that mean the same, of which a file has only one.
         unions: train ids of labels that are coarser than the classes, and those of all classes that each may mean,
             itself among them, in order.
+        own: values that the description of the data names; where one means a class, no other is written for it.
     """
 
     train_ids: tuple[tuple[int, int], ...]
@@ -43,6 +44,7 @@ class LabelFormat:
     advice: str = ""
     alternatives: tuple[int, ...] = ()
     unions: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    own: tuple[int, ...] = ()
 
     @functools.cached_property
     def table(self) -> np.ndarray:
@@ -61,9 +63,11 @@ class LabelFormat:
 
     @functools.cached_property
     def file_values(self) -> np.ndarray:
-        """(256,) uint8: from a train id, or IGNORE_INDEX, to the lowest value that means it."""
+        """(256,) uint8: from a train id, or IGNORE_INDEX, to the lowest value that means it; of `own`, if one does."""
         values = np.full(256, IGNORE_INDEX, np.uint8)
-        for value, train_id in sorted(self.train_ids, reverse=True):
+        for value, train_id in sorted(
+            self.train_ids, key=lambda pair: (pair[0] not in self.own, pair[0]), reverse=True
+        ):
             values[train_id] = value
         return values
 
@@ -164,6 +168,7 @@ def distinct_colors(count: int, given: Mapping[int, RGB] | None = None) -> tuple
     given = dict(given or {})
     levels = np.linspace(0, 255, 12).round().astype(np.uint8)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    grid = grid[_cielab(grid)[:, 0] > 25]  # ignored pixels are black: nothing nearly black beside them
     places = _cielab(grid)
     distance = np.full(len(grid), np.inf)
     colors = []

@@ -1,4 +1,4 @@
-"""Export of a checkpoint for deployment: ONNX or OpenVINO files, checked against PyTorch before they are kept.
+"""Export of a checkpoint for deployment: ONNX, OpenVINO or safetensors files, checked before they are kept.
 
 python deploy.py --model_weight weights/camvid.pth --format openvino --precision bf16
 """
@@ -17,14 +17,16 @@ import numpy as np
 from images import DataError, read_image
 from inference.backends import Network, check_precision, export_metadata
 from inference.checkpoints import load_model
-from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, exported_files
+from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, exported_files, safetensors_aside
 from inference.predictor import check_size, load_predictor  # noqa: F401  load_predictor: the documented import
 from model import FastSCNN
 from street.scene import draw_scene
 from utils import UserError, run_cli, writable_folder
 from viewing.sources import find_pictures
 
-# A dynamic file is checked at these: two of them are not the size that it was traced at.
+SAFETENSORS = "safetensors"
+ENDINGS = {**FORMATS, SAFETENSORS: ".safetensors"}
+# A file for any size is checked at these: two of them are not the size that it was traced at.
 DYNAMIC_SIZES = ((256, 512), (360, 480), (333, 417))
 
 
@@ -85,14 +87,20 @@ def check_agreement(
     return min(shares)
 
 
+def weights_metadata(loaded: dict) -> dict:
+    """Returns what a weight file says about itself, from load_model, in values that JSON has."""
+    plain = {key: value for key, value in loaded.items() if isinstance(value, (str, int, float)) or key == "variant"}
+    return {**plain, "classes": loaded["classes"].as_dict()}
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
-        description="Export a checkpoint to ONNX or OpenVINO, and check the result against PyTorch.",
+        description="Export a checkpoint to ONNX, OpenVINO or safetensors, and check the result against PyTorch.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model_weight", default="1024_2048_model.pth", help="weights that train.py wrote")
-    parser.add_argument("--format", default="onnx", choices=FORMATS, help="format to write")
+    parser.add_argument("--format", default="onnx", choices=ENDINGS, help="format to write")
     parser.add_argument("--height", type=int, default=1024, help="image height")
     parser.add_argument("--width", type=int, default=2048, help="image width")
     parser.add_argument("--dynamic", action=argparse.BooleanOptionalAction, default=False, help="accept any image size")
@@ -116,12 +124,15 @@ def parse_args() -> argparse.Namespace:
     """Reads and checks the command line."""
     args = build_parser().parse_args()
     check_size((args.height, args.width), "--height, --width")
-    check_precision(args.format, args.precision)
+    if args.format != SAFETENSORS:
+        check_precision(args.format, args.precision)
+    elif args.precision != "fp32":
+        raise UserError(f"--precision is {args.precision}, but safetensors are written as they are loaded: use fp32")
     if args.precision == "int8" and not args.pictures:
         raise UserError("int8 has to be calibrated: name a folder of street pictures with --pictures")
     if args.least_agreement is not None and not 0 <= args.least_agreement <= 1:
         raise UserError(f"--least_agreement is {args.least_agreement:g}, expected a share from 0 to 1, such as 0.98")
-    ending = FORMATS[args.format]
+    ending = ENDINGS[args.format]
     if args.output and Path(args.output).suffix.lower() != ending:
         raise UserError(f"--output is {args.output}, expected a name that ends with {ending} for {args.format}")
     return args
@@ -136,17 +147,22 @@ def main() -> int:
         raise UserError(f"--pictures: no picture that OpenCV decodes in {args.pictures}; name a folder of pictures")
     if left_out:
         print(left_out)
-    output = Path(args.output) if args.output else Path(args.model_weight).with_suffix(FORMATS[args.format])
+    output = Path(args.output) if args.output else Path(args.model_weight).with_suffix(ENDINGS[args.format])
     check_output(output, [Path(args.model_weight), *found])
     images = read_pictures(found)
     source = hashlib.sha256(Path(args.model_weight).read_bytes()).hexdigest()
-    size = None if args.dynamic else (args.height, args.width)
+    size = None if args.dynamic or args.format == SAFETENSORS else (args.height, args.width)
     least = AGREEMENT[args.precision] if args.least_agreement is None else args.least_agreement
-    metadata = export_metadata(model, source, args.precision, size, loaded["classes"])
-    with exported_aside(model, metadata, output, args.format, images) as network:
-        share = check_agreement(model, network, images, least, DYNAMIC_SIZES if args.dynamic else [size])
+    if args.format == SAFETENSORS:
+        metadata = {**weights_metadata(loaded), "source_sha256": source}
+        aside = safetensors_aside(model, metadata, output)
+    else:
+        metadata = export_metadata(model, source, args.precision, size, loaded["classes"])
+        aside = exported_aside(model, metadata, output, args.format, images)
+    with aside as network:
+        share = check_agreement(model, network, images, least, [size] if size else DYNAMIC_SIZES)
         metadata |= {"agreement": share, "least_agreement": least}
-    accepted = "any size" if args.dynamic else f"{args.height}x{args.width}"
+    accepted = f"{args.height}x{args.width}" if size else "any size"
     print(f"{', '.join(map(str, exported_files(output)))}: {args.precision}, {accepted}")
     return 0
 

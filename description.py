@@ -145,9 +145,7 @@ def _scales(value: object) -> Scales | None:
     try:
         return None if value is None else Scales.parse(str(value) if type(value) in (str, int, float) else "")
     except ValueError:
-        raise DataError(
-            f"`scales` is {quoted(value)}, expected an ascending list (0.5,1,2) or range (0.5-2) within 0.1 to 10"
-        ) from None
+        raise DataError(f"`scales` is {quoted(value)}, expected a list (0.5,1,2) or a range (0.5-2)") from None
 
 
 def read_classes(content: dict, file: str) -> Classes:
@@ -173,8 +171,9 @@ def read_classes(content: dict, file: str) -> Classes:
     if content.get("label_mapping") and content.get("label_colors"):
         raise DataError("it has label_mapping and label_colors; keep the one that its labels need")
     meaning = _colored_labels if content.get("label_colors") else _valued_labels
-    labels = meaning(content, names, file)
-    labels = dataclasses.replace(labels, unions=read_unions(content.get("unions"), names))
+    labels = dataclasses.replace(meaning(content, names, file), unions=read_unions(content.get("unions"), names))
+    if not content.get("colors"):  # those of the labels, the first of each class
+        given = {train_id: color for color, train_id in reversed(labels.colors) if train_id != IGNORE_INDEX}
     return Classes(names, distinct_colors(len(names), given), _categories(content, names), labels)
 
 
@@ -290,7 +289,7 @@ def _valued_labels(content: dict, names: tuple[str, ...], file: str) -> LabelFor
     """Returns the format of labels whose pixels are values; those that label_mapping lacks may be train ids."""
     mapping = _mapping(content, names)
     plain = plain_labels(len(names))
-    alternatives = ()
+    own, alternatives = tuple(mapping), ()
     if _is_binary(content):
         moved = {train_id for value, train_id in mapping.items() if value != train_id}
         if 0 in moved and 1 not in mapping.values():
@@ -303,6 +302,7 @@ def _valued_labels(content: dict, names: tuple[str, ...], file: str) -> LabelFor
         _ranges([value for value, _ in known]) if mapping else plain.expected,
         ignore_unknown=content.get("unmapped") == "ignore",
         alternatives=alternatives,
+        own=own,
         advice="; for pixels that should not count write label_mapping: {..., {values}} or unmapped: ignore in " + file,
     )
 

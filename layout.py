@@ -224,7 +224,8 @@ class LabelFinder:
     def _folder(self, picture: Path) -> Path | None:
         """Returns the folder of a picture's label, None if masks_dir does not say it.
 
-        Of several folders that masks_dir could replace it is the last one, of those that end there the longest.
+        Of several folders that masks_dir could replace it is the last one, of those that end there the longest. Without
+        one, suffixes alone tell labels from the pictures beside them.
         """
         layout = self.layout
         start = layout.root if layout.below_root and picture.is_relative_to(layout.root) else Path(picture.anchor)
@@ -235,7 +236,7 @@ class LabelFinder:
             ends = [end for end in range(length, len(parts) + 1) if parts[end - length : end] == wanted]
             fitting += [(end, length, new) for end in ends]
         if not fitting:
-            return None
+            return picture.parent if layout.suffixes and not layout.below_root else None
         end, length, new = max(fitting)
         return absolute(start.joinpath(*parts[: end - length], new, *parts[end:]))
 

@@ -170,6 +170,7 @@ class Check:
         frames: number of frames.
         sizes: frames of each (height, width).
         values: (256,) int64 pixels of each value in the label files, for each format that they have.
+        problems: of each kind the first, and how many frames have one; only if the check goes on after a problem.
     """
 
     split: str
@@ -177,6 +178,7 @@ class Check:
     frames: int = 0
     sizes: Counter = field(default_factory=Counter)
     values: dict[LabelFormat, np.ndarray] = field(default_factory=dict)
+    problems: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def add(self, other: Check) -> None:
         """Adds what another process found in its share of the frames."""
@@ -184,6 +186,9 @@ class Check:
         self.sizes += other.sizes
         for labels, counts in other.values.items():
             self.values[labels] = self.values.get(labels, 0) + counts
+        for kind, (first, count) in other.problems.items():
+            earlier = self.problems.get(kind, (first, 0))
+            self.problems[kind] = earlier[0], earlier[1] + count
 
     @property
     def class_pixels(self) -> np.ndarray:
@@ -228,6 +233,8 @@ class Check:
         sizes = ", ".join(f"{frames} of {h}x{w}" for (h, w), frames in self.sizes.most_common(5))
         more = f" and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
         lines = [f"{self.split}: {self.frames} frames, {sizes}{more}"]
+        for first, count in self.problems.values():
+            lines.append(f"  problem of {count} frame(s), the first: {first}")
         if not self.values:
             return "\n".join([*lines, "  labels are not read"])
         total = sum(counts.sum() for counts in self.values.values())
@@ -245,46 +252,78 @@ class Check:
         return "\n".join([*lines, *([f"  {self.absent()}"] if self.absent() else [])])
 
 
-def check_frames(samples: Sequence[Sample], split: str, classes: Classes, workers: int, decode_images: bool) -> Check:
+def check_frames(
+    samples: Sequence[Sample],
+    split: str,
+    classes: Classes,
+    workers: int,
+    decode_images: bool,
+    go_on: bool = False,
+) -> Check:
     """Decodes every label, and every picture or else only its header if it is a PNG.
 
+    Args:
+        samples: the frames.
+        split: its name, for the report.
+        classes: of the data set.
+        workers: loader processes.
+        decode_images: see above.
+        go_on: collect problems.
+
     Raises:
-        DataError: a file is missing, damaged, of a wrong kind or size, or a value has no meaning.
+        DataError: a file is missing, damaged, of a wrong kind or size, or a value has no meaning; unless `go_on`.
     """
-    loader = frame_loader(_Checked(samples, decode_images), workers, batch_size=None, collate_fn=as_it_is)
+    loader = frame_loader(_Checked(samples, decode_images, go_on), workers, batch_size=None, collate_fn=as_it_is)
     check = Check(split, classes)
     with naming_dead_workers(loader):
         found = tqdm(loader, f"check {split}", leave=False, disable=None, unit="frame")
-        for sample, (size, counts) in zip(samples, found, strict=True):
+        for sample, (size, counts, problem) in zip(samples, found, strict=True):
             values = {} if counts is None else {sample.labels: counts}
-            check.add(Check(split, classes, 1, Counter([size]), values))
+            problems = {_kind(problem, sample): (problem, 1)} if problem else {}
+            check.add(Check(split, classes, 1, Counter([size] if size else []), values, problems))
     return check
 
 
-class _Checked(Dataset):
-    """Frames that are checked: an item is the size, and (256,) pixels of each value, or None without a label."""
+def _kind(problem: str, sample: Sample) -> str:
+    """Returns a message without what differs from one frame to the next."""
+    for path in filter(None, (sample.image, sample.label)):
+        problem = problem.replace(str(path), "")
+    return re.sub(r"\d+(, \d+)*", "", problem)
 
-    def __init__(self, samples: Sequence[Sample], decode_images: bool):
+
+class _Checked(Dataset):
+    """Frames that are checked: size, (256,) pixels of each value or None without a label, and a problem or ""."""
+
+    def __init__(self, samples: Sequence[Sample], decode_images: bool, go_on: bool):
         self.samples = list(samples)
+        self.go_on = go_on
         self.decode_images = decode_images
         self.log = ReadLog()
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[tuple[int, int], np.ndarray | None]:
-        sample, counts = self.samples[index], None
+    def __getitem__(self, index: int) -> tuple[tuple[int, int] | None, np.ndarray | None, str]:
         with self.log.reading(index):
-            header = png_header(sample.image, "picture")
-            if self.decode_images or header is None or header[2] > 8:
-                size = read_image(sample.image).shape[:2]
-            else:
-                size = header[:2]
-            if sample.label is not None:
-                label = read_label_values(sample.label, sample.labels)
-                same_size(sample, size, label.shape)
-                counts = count_values(label)
-                check_values(sample.label, np.flatnonzero(counts), sample.labels)
+            try:
+                return *self._check(self.samples[index]), ""
+            except DataError as error:
+                if not self.go_on:
+                    raise
+                return None, None, str(error)
+
+    def _check(self, sample: Sample) -> tuple[tuple[int, int], np.ndarray | None]:
+        header = png_header(sample.image, "picture")
+        if self.decode_images or header is None or header[2] > 8:
+            size = read_image(sample.image).shape[:2]
+        else:
+            size = header[:2]
+        if sample.label is None:
+            return size, None
+        label = read_label_values(sample.label, sample.labels)
+        same_size(sample, size, label.shape)
+        counts = count_values(label)
+        check_values(sample.label, np.flatnonzero(counts), sample.labels)
         return size, counts
 
 

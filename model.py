@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,22 @@ from torch.nn import functional as F
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 MIN_SIZE = 32  # the deepest feature map is 1/32 of the input: below this it would have less than one cell
+
+
+class Variant(NamedTuple):
+    """Where networks that others published differ from the paper."""
+
+    # Source: Tramac/Fast-SCNN-pytorch has no padding: odd sizes are rounded down, not up.
+    first_padding: int = 1
+    # Source: Tramac/Fast-SCNN-pytorch has a ReLU between depthwise and pointwise; it shifts the names behind it by one.
+    dsconv_relu: bool = False
+    # Source: Tramac/Fast-SCNN-pytorch and mmsegmentation's fast_scnn have 1.
+    fusion_dilation: int = 4
+    # Source: mmsegmentation's fast_scnn has 3, with padding.
+    pyramid_kernel: int = 1
+
+
+PAPER = Variant()
 
 
 class FastSCNN(nn.Module):
@@ -47,6 +64,7 @@ class FastSCNN(nn.Module):
             (N, K, H/32, W/32). In eval mode the heads do not run.
         input_scale: images are enlarged by this before the first layer; the logits keep the images' own size. At
             360x480 the deepest map has 12x15 cells, too few for the context branch. The cost grows with its square.
+        variant: the network of somebody else's weights.
     """
 
     def __init__(
@@ -56,14 +74,16 @@ class FastSCNN(nn.Module):
         align_corners: bool = False,
         aux: bool = False,
         input_scale: float = 1.0,
+        variant: Variant = PAPER,
     ):
         super().__init__()
         self.align_corners = align_corners
         self.input_scale = input_scale
-        self.learning_to_downsample = LearningToDownsample(in_channels)
-        self.global_feature_extractor = GlobalFeatureExtractor(align_corners)
-        self.feature_fusion = FeatureFusion(align_corners)
-        self.classifier = Classifier(num_classes)
+        self.variant = variant
+        self.learning_to_downsample = LearningToDownsample(in_channels, variant.first_padding, variant.dsconv_relu)
+        self.global_feature_extractor = GlobalFeatureExtractor(align_corners, variant.pyramid_kernel)
+        self.feature_fusion = FeatureFusion(align_corners, variant.fusion_dilation)
+        self.classifier = Classifier(num_classes, variant.dsconv_relu)
         self.aux_shallow = AuxiliaryHead(64, num_classes) if aux else None
         self.aux_context = AuxiliaryHead(128, num_classes) if aux else None
 
@@ -74,7 +94,10 @@ class FastSCNN(nn.Module):
         return [logits, *auxiliary] if auxiliary else logits
 
     def logits(self, x: Tensor) -> list[Tensor]:
-        """Returns the logits before upsampling, (N, K, ceil(H/8), ceil(W/8)) at input_scale 1, then auxiliary ones."""
+        """Returns the logits before upsampling, (N, K, H/8, W/8) at input_scale 1, then auxiliary ones.
+
+        H/8 and W/8 are rounded up; without padding in the first convolution they are those of H - 2 and W - 2.
+        """
         if self.input_scale != 1:
             # In integers: the rounded float of a dynamic size cannot be exported.
             over, under = Fraction(self.input_scale).limit_denominator(1000).as_integer_ratio()
@@ -92,11 +115,11 @@ class FastSCNN(nn.Module):
 class LearningToDownsample(nn.Module):
     """Three strided convolutions to 1/8, shared by both branches: (N, C, H, W) to (N, 64, H/8, W/8)."""
 
-    def __init__(self, in_channels: int):
+    def __init__(self, in_channels: int, padding: int, relu: bool):
         super().__init__()
-        self.conv = conv_bn_relu(in_channels, 32, kernel_size=3, stride=2, padding=1)
-        self.dsconv1 = dsconv(32, 48, stride=2)
-        self.dsconv2 = dsconv(48, 64, stride=2)
+        self.conv = conv_bn_relu(in_channels, 32, kernel_size=3, stride=2, padding=padding)
+        self.dsconv1 = dsconv(32, 48, stride=2, relu=relu)
+        self.dsconv2 = dsconv(48, 64, stride=2, relu=relu)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)  #       (N, 32, H/2, W/2)
@@ -107,12 +130,12 @@ class LearningToDownsample(nn.Module):
 class GlobalFeatureExtractor(nn.Module):
     """The context branch: (N, 64, H/8, W/8) to (N, 128, H/32, W/32)."""
 
-    def __init__(self, align_corners: bool):
+    def __init__(self, align_corners: bool, pyramid_kernel: int):
         super().__init__()
         self.bottleneck1 = bottlenecks(64, 64, repeats=3, stride=2)
         self.bottleneck2 = bottlenecks(64, 96, repeats=3, stride=2)
         self.bottleneck3 = bottlenecks(96, 128, repeats=3, stride=1)
-        self.pyramid_pooling = PyramidPooling(128, 128, align_corners)
+        self.pyramid_pooling = PyramidPooling(128, 128, align_corners, pyramid_kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bottleneck1(x)  #       (N,  64, H/16, W/16)
@@ -124,11 +147,11 @@ class GlobalFeatureExtractor(nn.Module):
 class FeatureFusion(nn.Module):
     """Adds the context, upsampled to 1/8, to the detail: (N, 64, h, w) and (N, 128, h/4, w/4) to (N, 128, h, w)."""
 
-    def __init__(self, align_corners: bool):
+    def __init__(self, align_corners: bool, dilation: int):
         super().__init__()
         self.align_corners = align_corners
         # Paper: table 3 gives the depthwise convolution of the low-resolution branch a dilation of 4.
-        self.low_dwconv = conv_bn_relu(128, 128, kernel_size=3, padding=4, dilation=4, groups=128)
+        self.low_dwconv = conv_bn_relu(128, 128, kernel_size=3, padding=dilation, dilation=dilation, groups=128)
         # Differs: the paper's table does not mention BN for the two 1x1 convolutions; it can be folded into them.
         self.low_conv = conv_bn(128, 128, kernel_size=1)
         self.high_conv = conv_bn(64, 128, kernel_size=1)
@@ -142,10 +165,10 @@ class FeatureFusion(nn.Module):
 class Classifier(nn.Module):
     """Two depthwise separable convolutions and the class scores: (N, 128, h, w) to (N, K, h, w)."""
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, relu: bool):
         super().__init__()
-        self.dsconv1 = dsconv(128, 128)
-        self.dsconv2 = dsconv(128, 128)
+        self.dsconv1 = dsconv(128, 128, relu=relu)
+        self.dsconv2 = dsconv(128, 128, relu=relu)
         # Differs: the paper uses dropout before the last layer without naming the rate.
         # Source: 0.1 in the original repository and in mmsegmentation's fast_scnn.
         self.dropout = nn.Dropout(0.1)
@@ -178,12 +201,13 @@ class PyramidPooling(nn.Module):
 
     bins = (1, 2, 3, 6)  # Source: PSPNet, arXiv 1612.01105, which the paper refers to
 
-    def __init__(self, in_channels: int, out_channels: int, align_corners: bool):
+    def __init__(self, in_channels: int, out_channels: int, align_corners: bool, kernel_size: int):
         super().__init__()
         self.align_corners = align_corners
         inner = in_channels // len(self.bins)
         self.stages = nn.ModuleList(conv_bn_relu(in_channels, inner, kernel_size=1) for _ in self.bins)
-        self.conv = conv_bn_relu(in_channels + inner * len(self.bins), out_channels, kernel_size=1)
+        channels = in_channels + inner * len(self.bins)
+        self.conv = conv_bn_relu(channels, out_channels, kernel_size, padding=kernel_size // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[-2:]
@@ -236,10 +260,11 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, **option
     return conv_bn(in_channels, out_channels, kernel_size, **options).append(nn.ReLU(inplace=True))
 
 
-def dsconv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """Depthwise separable convolution: depthwise 3x3 + BN, pointwise + BN + ReLU."""
+def dsconv(in_channels: int, out_channels: int, stride: int = 1, relu: bool = False) -> nn.Sequential:
+    """Depthwise separable convolution: depthwise 3x3 + BN, with `relu` a ReLU, pointwise + BN + ReLU."""
     # Paper: section 3.2, no non-linearity between the depthwise and the pointwise convolution.
-    depthwise = conv_bn(in_channels, in_channels, kernel_size=3, stride=stride, padding=1, groups=in_channels)
+    block = conv_bn_relu if relu else conv_bn
+    depthwise = block(in_channels, in_channels, kernel_size=3, stride=stride, padding=1, groups=in_channels)
     return depthwise.extend(conv_bn_relu(in_channels, out_channels, kernel_size=1))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import csv
 import ctypes
 import errno
 import io
@@ -25,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from numpy_scalars import SAFE_GLOBALS
 from streams import printable, steady_streams
 
 
@@ -276,7 +276,8 @@ def load_checkpoint(path: str | Path) -> dict:
     """Loads what torch.save wrote, onto the CPU, without executing code that the file may contain.
 
     Raises:
-        UserError: the file is missing, truncated, not a checkpoint, or has more than tensors and plain values.
+        UserError: the file is missing, truncated, not a checkpoint, or has more than tensors, plain values and NumPy's
+            scalars.
     """
     if not os.path.isfile(path):
         advice = "it is a folder" if os.path.isdir(path) else "train first (train.py writes one) or name another file"
@@ -286,7 +287,8 @@ def load_checkpoint(path: str | Path) -> dict:
             ours = file.read(2) in (b"PK", b"\x80\x02")  # what torch.save writes: a zip file, formerly a pickle
             file.seek(0)
             warnings.simplefilter("ignore")
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True) if ours else None
+            with torch.serialization.safe_globals(SAFE_GLOBALS):
+                checkpoint = torch.load(file, map_location="cpu", weights_only=True) if ours else None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({_reason(error)}); check the file and its permissions") from None
     except Exception as error:  # a damaged file makes torch.load raise almost any
@@ -327,15 +329,6 @@ def check_finite(path: str | Path, state: object, name: str = "") -> None:
     elif isinstance(state, (dict, list, tuple)):
         for key, value in state.items() if isinstance(state, dict) else enumerate(state):
             check_finite(path, value, f"{name}.{key}" if name else str(key))
-
-
-def write_csv(path: str | Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
-    """Writes a whole table, so that a resumed run never leaves half a row or a row twice."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(path, text.getvalue().encode())
 
 
 def count_parameters_and_macs(model: nn.Module, height: int, width: int) -> tuple[int, int]:

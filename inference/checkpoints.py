@@ -1,19 +1,21 @@
-"""Weight files: loading, checking, and conversion of the original repository's names."""
+"""Weight files: loading, checking, and the network that they belong to."""
 
 from __future__ import annotations
 
-import re
+import math
 import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from classes import CITYSCAPES, MOST_CLASSES, Classes
 from inference.formats import foreign_file
 from inference.matching import HEADS, match_classes, reorder_heads
+from inference.published import PUBLISHERS, check_version, convert, describe, options, recognise
+from inference.safetensors_files import is_safetensors, read_safetensors
 from inference.wrappers import unwrap
-from model import FastSCNN
+from model import FastSCNN, Variant
 from utils import UserError, check_finite, load_checkpoint
 
 AUX_HEADS = ("aux_shallow.", "aux_context.")
@@ -22,19 +24,16 @@ AUX_HEADS = ("aux_shallow.", "aux_context.")
 def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Loads weights: a checkpoint of train.py, a state dict, or one that another trainer wrapped; see wrappers.unwrap.
 
-    Weights of the original repository are converted.
+    The file is PyTorch's or safetensors'. Weights that others published are converted; see published.py.
 
     Returns:
-        The state dict under our names, and the metadata of the file: align_corners and input_scale at least.
+        The state dict under our names, and the metadata of the file: align_corners and input_scale at least, and
+        variant for a network that is not the paper's.
 
     Raises:
-        UserError: the file is missing, damaged, holds code, is no PyTorch file, or has values that are not finite.
+        UserError: the file is missing, damaged, holds code, is of another kind, or has values that are not finite.
     """
-    try:
-        checkpoint = load_checkpoint(path)
-    except UserError as error:
-        raise foreign_file(path, "a PyTorch file") or error from None
-    state, found, changes = unwrap(checkpoint)
+    state, found, changes = unwrap(_load_file(path))
     metadata = {"align_corners": False, "input_scale": 1.0, **found}
     # In single precision before anything is computed from them: half precision would round an identity BN.
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
@@ -43,15 +42,47 @@ def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         _say(f"{path}: {'; '.join(changes)}")
     if dropped:
         _say(f"{path}: left out {len(dropped)} buffers of the profiler thop (total_ops, total_params)")
-    if is_original(state):
-        _say(f"{path}: weights of the original repository, converted (align_corners=True, as they were trained)")
-        state, metadata["align_corners"] = convert_original(state), True
+    if publisher := recognise(state):
+        check_version(path, state, publisher)
+        _say(f"{path}: {describe(publisher)}")
+        state, metadata = convert(state, publisher), {**metadata, **options(publisher)}
     uncounted = [name for name in state if name.endswith(".running_mean") and _counter(name) not in state]
     if uncounted:
         _say(f"{path}: {len(uncounted)} num_batches_tracked are missing, as in old files; nothing depends on them")
         state |= {_counter(name): torch.tensor(0) for name in uncounted}
     check_finite(path, state)
+    _check_metadata(path, metadata)
     return state, metadata
+
+
+def _load_file(path: str | Path) -> dict:
+    if is_safetensors(path):
+        return read_safetensors(path)
+    try:
+        return load_checkpoint(path)
+    except UserError as error:
+        raise foreign_file(path, "a PyTorch file") or error from None
+
+
+def _check_metadata(path: str | Path, metadata: dict) -> None:
+    """Refuses metadata that describe no network.
+
+    Raises:
+        UserError: says what of them.
+    """
+    scale = metadata["input_scale"]
+    if not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+        raise UserError(f"{path}: its metadata have an input_scale of {scale!r:.40}, expected a number above 0")
+    if not isinstance(metadata["align_corners"], bool):
+        raise UserError(
+            f"{path}: its metadata have align_corners {metadata['align_corners']!r:.40}, expected True or False"
+        )
+    known = [{}, *(publisher.variant._asdict() for publisher in PUBLISHERS)]
+    if metadata.get("variant", {}) not in known:
+        raise UserError(
+            f"{path}: its metadata have a network's variant that is not known here ({metadata['variant']!r:.80}); "
+            "a newer version of this repository may have written it"
+        )
 
 
 def _counter(running_mean: str) -> str:
@@ -83,13 +114,19 @@ def build_model(state: dict[str, Tensor], metadata: dict, count: int, aux: bool 
 
     Args:
         state: decides about auxiliary heads where aux is None.
-        metadata: align_corners and input_scale.
+        metadata: align_corners and input_scale; variant, if it is not the paper's.
         count: of the classes.
         aux: whether the network has auxiliary heads.
     """
     if aux is None:
-        aux = any(name.startswith(AUX_HEADS) for name in state)
-    return FastSCNN(count, align_corners=metadata["align_corners"], aux=aux, input_scale=float(metadata["input_scale"]))
+        aux = all(any(name.startswith(head) for name in state) for head in AUX_HEADS)
+    return FastSCNN(
+        count,
+        align_corners=metadata["align_corners"],
+        aux=aux,
+        input_scale=float(metadata["input_scale"]),
+        variant=Variant(**metadata.get("variant", {})),
+    )
 
 
 def load_model(path: str | Path) -> tuple[FastSCNN, dict]:
@@ -104,6 +141,8 @@ def load_model(path: str | Path) -> tuple[FastSCNN, dict]:
     state, metadata = load_state(path)
     metadata["classes"] = classes_of(path, state, metadata)
     model = build_model(state, metadata, len(metadata["classes"]))
+    unused = unused_heads(path, state, model.state_dict())
+    state = {name: tensor for name, tensor in state.items() if name not in unused}
     check_state(path, state, model.state_dict())
     model.load_state_dict(state)
     return model.eval(), metadata
@@ -128,18 +167,25 @@ def initial_model(path: str | Path, classes: Classes, aux: bool, reset_head: boo
         state = reorder_heads(state, order)
     model = build_model(state, {**metadata, "input_scale": 1.0}, len(classes), aux)
     wanted = model.state_dict()
-    unused = [name for name in state if name.startswith(AUX_HEADS) and name not in wanted]
+    unused = unused_heads(path, state, wanted)
     fresh = [name for name in wanted if name.startswith(AUX_HEADS) and name not in state]
     if reset_head:
         fresh += [name for name in wanted if name.startswith(HEADS) and name in state]
-    for what, names in (("left out", unused), ("random, not from the file", fresh)):
-        if names:
-            _say(f"{path}: {len(names)} tensors {what} ({names[0]} ...)")
+    if fresh:
+        _say(f"{path}: {len(fresh)} tensors random, not from the file ({fresh[0]} ...)")
     merged = {name: tensor for name, tensor in state.items() if name not in unused}
     merged |= {name: wanted[name] for name in fresh}
     check_state(path, merged, wanted)
     model.load_state_dict(merged)
     return model
+
+
+def unused_heads(path: str | Path, state: dict, wanted: dict) -> list[str]:
+    """Returns the names of auxiliary heads that a network does not have, with a note on stderr."""
+    unused = [name for name in state if name.startswith(AUX_HEADS) and name not in wanted]
+    if unused:
+        _say(f"{path}: {len(unused)} tensors left out ({unused[0]} ...)")
+    return unused
 
 
 def check_state(path: str | Path, found: dict, expected: dict[str, Tensor]) -> None:
@@ -165,62 +211,6 @@ def check_state(path: str | Path, found: dict, expected: dict[str, Tensor]) -> N
             f"{path} belongs to another network: of {len(expected)} tensors expected and {len(found)} found, "
             f"{', '.join(differences)}; expected Fast-SCNN"
         )
-
-
-# The original repository's names (github.com/leftthomas/FastSCNN) and ours.
-_ORIGINAL_NAMES = (
-    (r"^learning_to_down_sample\.conv\.conv\.", "learning_to_downsample.conv.0."),
-    (r"^learning_to_down_sample\.conv\.bn\.", "learning_to_downsample.conv.1."),
-    (r"^learning_to_down_sample\.", "learning_to_downsample."),
-    (r"^global_feature_extractor\.first_block\.", "global_feature_extractor.bottleneck1."),
-    (r"^global_feature_extractor\.second_block\.", "global_feature_extractor.bottleneck2."),
-    (r"^global_feature_extractor\.third_block\.", "global_feature_extractor.bottleneck3."),
-    (
-        r"^global_feature_extractor\.ppm\.stages\.(\d)\.1\.conv\.",
-        r"global_feature_extractor.pyramid_pooling.stages.\1.0.",
-    ),
-    (
-        r"^global_feature_extractor\.ppm\.stages\.(\d)\.1\.bn\.",
-        r"global_feature_extractor.pyramid_pooling.stages.\1.1.",
-    ),
-    (r"^global_feature_extractor\.ppm\.conv\.conv\.", "global_feature_extractor.pyramid_pooling.conv.0."),
-    (r"^global_feature_extractor\.ppm\.conv\.bn\.", "global_feature_extractor.pyramid_pooling.conv.1."),
-    (r"^feature_fusion\.dwconv\.conv\.", "feature_fusion.low_dwconv.0."),
-    (r"^feature_fusion\.dwconv\.bn\.", "feature_fusion.low_dwconv.1."),
-    (r"^feature_fusion\.conv_low_res\.", "feature_fusion.low_conv.0."),
-    (r"^feature_fusion\.conv_high_res\.", "feature_fusion.high_conv.0."),
-)
-
-
-def is_original(state: dict[str, Tensor]) -> bool:
-    """Whether the names of a state dict are those of the original repository."""
-    return "learning_to_down_sample.conv.conv.weight" in state
-
-
-def convert_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a state dict of the original repository under our names; the argument is not changed.
-
-    FastSCNN(align_corners=True), as the original was trained, then computes exactly the same function. The original's
-    two 1x1 convolutions in the fusion have a bias and no BN: an identity BN takes that bias.
-    """
-    converted = {}
-    for name, tensor in state.items():
-        for pattern, replacement in _ORIGINAL_NAMES:
-            name, found = re.subn(pattern, replacement, name)
-            if found:
-                break
-        converted[name] = tensor
-    for branch in ("feature_fusion.low_conv", "feature_fusion.high_conv"):
-        bias = converted.pop(f"{branch}.0.bias", None)
-        if bias is not None:
-            # BN divides by sqrt(variance + eps): a weight of that root makes it the identity.
-            eps = nn.BatchNorm2d(1).eps
-            converted[f"{branch}.1.weight"] = torch.full_like(bias, (1.0 + eps) ** 0.5)
-            converted[f"{branch}.1.bias"] = bias
-            converted[f"{branch}.1.running_mean"] = torch.zeros_like(bias)
-            converted[f"{branch}.1.running_var"] = torch.ones_like(bias)
-            converted[f"{branch}.1.num_batches_tracked"] = torch.tensor(0)
-    return converted
 
 
 def drop_profiler_buffers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -1,4 +1,4 @@
-"""Export to ONNX and OpenVINO files, and their agreement with PyTorch."""
+"""Export to ONNX, OpenVINO and safetensors files, and their agreement with PyTorch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from inference.backends import (
     require,
     torch_network,
 )
+from inference.checkpoints import load_model
+from inference.safetensors_files import write_safetensors
 from model import MIN_SIZE, FastSCNN
 from utils import write_file
 
@@ -87,6 +89,28 @@ def exported_aside(
             write_file(file, content.read_bytes())
 
 
+@contextlib.contextmanager
+def safetensors_aside(model: FastSCNN, metadata: dict, path: Path) -> Iterator[Network]:
+    """Writes weights to a temporary folder and, when the block is left, to `path`; see exported_aside.
+
+    Args:
+        model: whose weights they are.
+        metadata: what load_state shall find, in plain values; what the block adds is written too.
+        path: the file.
+
+    Yields:
+        The network of the written file on PyTorch, loaded as any checkpoint is.
+
+    Raises:
+        UserError: the package is missing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, "network.safetensors")
+        write_safetensors(written, model.state_dict(), metadata)
+        yield torch_network(load_model(written)[0], torch.device("cpu"), "fp32", compiled=False)
+    write_safetensors(path, model.state_dict(), metadata)
+
+
 def exported_files(path: Path) -> list[Path]:
     """Returns the files of an export: OpenVINO writes the weights to a second one."""
     return [path, path.with_suffix(".bin")] if path.suffix.lower() == FORMATS["openvino"] else [path]
@@ -108,7 +132,8 @@ def write_onnx(model: FastSCNN, metadata: dict, path: Path) -> None:
     height, width = size or (256, 512)
     example = torch.zeros(1, height, width, 3, dtype=torch.uint8)
     # The tracer needs more than one cell at 1/32, or it fails and starts again; the file takes one cell nevertheless.
-    dynamic = {1: torch.export.Dim("height", min=MIN_SIZE + 1), 2: torch.export.Dim("width", min=MIN_SIZE + 1)}
+    least = MIN_SIZE + 1 + 2 * (1 - model.variant.first_padding)
+    dynamic = {1: torch.export.Dim("height", min=least), 2: torch.export.Dim("width", min=least)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -56,31 +56,35 @@ class InStrips(nn.Module):
 
     At 1024x2048 the first layers produce feature maps of 50 to 67 MB, for which a CPU waits longer than it computes.
     The layers have to be convolutions of 1x1, or of 3x3 with padding 1 and stride 2: then an output row depends on its
-    own `stride` input rows and on fewer than `stride` rows above them.
+    own `stride` input rows and on fewer than `stride` rows above them. Where the first of them has no padding, its rows
+    begin where the input does, and it needs rows below.
 
     Args:
-        layers: (N, C, H, W) to (N, K, ceil(H / stride), ceil(W / stride)).
+        layers: (N, C, H, W) to (N, K, ceil((H - below) / stride), ...).
         stride: of all layers together.
+        below: input rows that an output row needs below its own: 0, or 2 without padding in the first convolution.
     """
 
-    def __init__(self, layers: nn.Module, stride: int):
+    def __init__(self, layers: nn.Module, stride: int, below: int = 0):
         super().__init__()
         self.layers = layers
         self.stride = stride
+        self.below = below
 
     def forward(self, x: Tensor) -> Tensor:
         stride, (height, width) = self.stride, x.shape[-2:]
-        rows, step = -(-height // stride), max(1, STRIP * stride // width)
+        rows, step = -(-(height - self.below) // stride), max(1, STRIP * stride // width)
         strips = []
         for start in range(0, rows, step):
             first = max(0, start - 1)  # one row more, which is dropped: it sees padding instead of the rows above
-            part = x[:, :, stride * first : stride * min(rows, start + step)]
+            part = x[:, :, stride * first : stride * min(rows, start + step) + self.below]
             strips.append(self.layers(part)[:, :, start - first :])
         return torch.cat(strips, 2) if len(strips) > 1 else strips[0]
 
 
 def split_into_strips(model: nn.Module) -> None:
     """Replaces the two parts of a FastSCNN with the largest feature maps by the same in strips."""
-    model.learning_to_downsample = InStrips(model.learning_to_downsample, 8)
+    below = 2 * (1 - model.variant.first_padding)
+    model.learning_to_downsample = InStrips(model.learning_to_downsample, 8, below)
     first = model.global_feature_extractor.bottleneck1
     first[0] = InStrips(first[0], 2)

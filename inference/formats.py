@@ -10,15 +10,15 @@ from utils import UserError
 
 _UNPACK = "unpack it"
 _OTHER = "get or save the weights as a state_dict() of PyTorch"
-_SAFETENSORS = "import torch, safetensors.torch; torch.save(safetensors.torch.load_file({0!r}), {1!r})"
 _SCRIPT = "import torch; torch.save(torch.jit.load({0!r}, 'cpu').state_dict(), {1!r})"
+SAFETENSORS_BEGINNING = rb".{8}\{\s*\""  # the length of a JSON object, and the object
 # Source: the formats' own descriptions. The beginning of a file as a pattern, what it is, what to do.
 _BEGINNINGS = (
     (rb"version https:..git-lfs", "a Git LFS pointer in place of the file", "run git lfs pull"),
     (rb"\s*<(!doctype html|html)", "an HTML page in place of the file", "download it again, by the link to the file"),
     (rb"\s*<.*<net\b", "an OpenVINO file", "let its name end with .xml, its .bin beside it"),
     (rb"\x08[\x03-\x20][\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX file", "let its name end with .onnx"),
-    (rb".{8}\{\s*\"", "a safetensors file", f"convert it in Python: {_SAFETENSORS}"),
+    (SAFETENSORS_BEGINNING, "a safetensors file", "let its name end with .safetensors"),
     (rb".{257}ustar", "a tar archive", _UNPACK),
     (rb"\x1f\x8b", "packed by gzip", _UNPACK),
     (rb"BZh", "packed by bzip2", _UNPACK),

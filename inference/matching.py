@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -31,13 +32,13 @@ def match_classes(path: str | Path, found: Classes, wanted: Classes) -> list[int
         _say(f"{path} has the classes of the data in another order: they are put into that of the data")
         return [found.names.index(name) for name in wanted.names]
     advice = "take other weights or data, or train these with --init_weights and --reset_head"
-    if not found.named or len(found) != len(wanted):
+    if not found.named:
         raise UserError(f"{path} is for {len(found)} classes, the data has {len(wanted)}: {advice}")
-    named = zip(found.names, wanted.names, strict=True)
+    named = itertools.zip_longest(found.names, wanted.names, fillvalue="none")
     index, ours, theirs = next((index, *pair) for index, pair in enumerate(named) if pair[0] != pair[1])
     raise UserError(
-        f"{path} is for other classes than the data: class {index} is {ours[:40]!r} in the weights and "
-        f"{theirs[:40]!r} in the data; {advice}"
+        f"{path} is for {len(found)} classes, the data has {len(wanted)}: class {index} is {ours[:40]!r} in the "
+        f"weights and {theirs[:40]!r} in the data; {advice}"
     )
 
 

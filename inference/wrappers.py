@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from inference.published import PUBLISHERS
+
 # What DataParallel, DistributedDataParallel and AveragedModel, and what torch.compile put before a layer's name.
 _WRAPPER = r"(?:module|_orig_mod)\."
-# The first weights of the network, in our names and in the original repository's: what precedes them is a prefix.
+# The first weights of the network, in our names and in those of published ones: what precedes them is a prefix.
 _FIRST = [
-    rf"\.(?:{_WRAPPER})*".join(name.split("."))
-    for name in ("learning_to_downsample.conv.0.weight", "learning_to_down_sample.conv.conv.weight")
+    rf"\.(?:{_WRAPPER})*".join(re.escape(part) for part in name.split("."))
+    for name in ("learning_to_downsample.conv.0.weight", *(publisher.mark for publisher in PUBLISHERS))
 ]
 _PREFIX = re.compile(rf"(.*\.)?(?:{'|'.join(_FIRST)})")
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa|averaged?)(?![a-z])", re.IGNORECASE)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from inference.checkpoints import convert_original, drop_profiler_buffers, is_original, load_model
+from inference.checkpoints import drop_profiler_buffers, load_model
+from inference.published import ORIGINAL, convert, recognise
 from model import MEAN, STD, FastSCNN, PyramidPooling, normalise, pooling_matrix
 from training.crop import MEAN_COLOR
 
@@ -219,13 +220,13 @@ def test_converted_weights_compute_the_same() -> None:
     state = original.state_dict()
     before = {name: tensor.clone() for name, tensor in state.items()}
     model = FastSCNN(align_corners=True).eval()
-    assert is_original(state) and not is_original(model.state_dict())
-    model.load_state_dict(convert_original(state))
+    assert recognise(state) is ORIGINAL and recognise(model.state_dict()) is None
+    model.load_state_dict(convert(state, ORIGINAL))
     x = torch.randn(2, 3, 96, 160)
     with torch.no_grad():
         torch.testing.assert_close(model(x), original(x), atol=1e-4, rtol=1e-4)
         wrong = FastSCNN(align_corners=False).eval()
-        wrong.load_state_dict(convert_original(state))
+        wrong.load_state_dict(convert(state, ORIGINAL))
         assert (wrong(x) - original(x)).abs().max() > 1e-2  # else the comparison above could not fail
     assert all(torch.equal(before[name], tensor) for name, tensor in state.items())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import matplotlib
@@ -17,7 +18,7 @@ def history_of(epochs: int) -> list[dict]:
     """Rows of a statistics file."""
     return [
         {"epoch": i, "train_loss": 1 / i, "val_loss": 2 / i, "pixel_accuracy": 0.8, "class_miou": 0.5 - 0.1 / i,
-         "class_miou_present": 0.5,
+         "class_miou_present": 0.5, "joined_miou": math.nan,
          "category_miou": 0.6, "lr": 1e-3} for i in range(1, epochs + 1)
     ]  # fmt: skip
 

@@ -16,6 +16,7 @@ from conftest import ROOT
 
 from images import DataError
 from model import FastSCNN
+from training.run_files import write_csv
 from utils import (
     UserError,
     _message,
@@ -29,7 +30,6 @@ from utils import (
     steady_streams,
     unfinished_path,
     writable_folder,
-    write_csv,
     write_file,
 )
 

@@ -184,10 +184,6 @@ def _content(content: bytes) -> Callable[[Path], None]:
 
 # Files that people take for weights, and what they are.
 FOREIGN: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a.safetensors": (
-        _content(b"\x58" + bytes(7) + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}' + bytes(40)),
-        "a safetensors file, expected a PyTorch file: convert it in Python: import torch, safetensors.torch; to",
-    ),
     "lfs.pth": (_content(b"version https:" + b"//git-lfs.github.com/spec/v1\noid sha256:0\n"), "run git lfs pull"),
     "page.pth": (_content(b"\n <!DOCTYPE html><html>quota exceeded"), "is an HTML page in place of the file"),
     "text.pth": (

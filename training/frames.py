@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from classes import Classes
 from dataset import DataSet, Sample, Scales, train_ids_note
+from images import DataError
 from loading import Check, check_frames
 from training import distributed
 from training.crop import padding_share
@@ -108,31 +109,69 @@ def refuse_other_names(path: str, found: Classes, expected: Classes) -> None:
 
 
 def check_split(
-    samples: list[Sample], split: str, classes: Classes, workers: int, decode_images: bool, extra: str = ""
+    samples: list[Sample],
+    split: str,
+    classes: Classes,
+    workers: int,
+    decode_images: bool,
+    extra: str = "",
+    go_on: bool = False,
 ) -> Check:
     """Checks the files of a split, each process its share; in the first one, refuses a split without labels.
 
     Args:
-        samples: the frames.
+        samples: all frames of the split.
         split: its name.
         classes: of the data set.
         workers: loader processes.
-        decode_images: as for check_frames.
+        decode_images: see check_frames.
         extra: what --extra_data names, if it is a split of that.
+        go_on: collect problems, of which that of a split without labels is one.
     """
-    share = check_frames(samples[distributed.rank() :: distributed.count()], split, classes, workers, decode_images)
+    share = check_frames(
+        samples[distributed.rank() :: distributed.count()], split, classes, workers, decode_images, go_on
+    )
     check = Check(split, classes)
     for part in distributed.gather_to_first(share):
         check.add(part)
     if distributed.is_first() and split != "test":
-        check.refuse_unlabelled(extra)
+        try:
+            check.refuse_unlabelled(extra)
+        except DataError as error:
+            if not go_on:
+                raise
+            check.problems[str(error)] = str(error), check.frames
     return check
 
 
 def print_check(data: DataSet, extra: Mapping[str, DataSet], workers: int) -> None:
-    """Checks every file of the data set, and of what is trained on besides, and prints what was found."""
-    for split in data.splits:
-        print(check_split(data.find(split), split, data.classes, workers, decode_images=True).report(), flush=True)
-    for path, added in extra.items():
-        check = check_split(added.find("train"), "train", added.classes, workers, decode_images=True, extra=path)
-        print(f"extra data {path}, {check.report()}", flush=True)
+    """Checks every file of the data sets and prints what was found, and of each kind the first problem.
+
+    Args:
+        data: all of its splits are checked.
+        extra: those of --extra_data by their path, of which the train split is checked.
+        workers: loader processes.
+
+    Raises:
+        DataError: there are problems.
+    """
+    problems = sum(_print_split(data, split, workers) for split in data.splits)
+    problems += sum(_print_split(added, "train", workers, path) for path, added in extra.items())
+    if problems:
+        found = ", ".join([data.path, *extra])
+        raise DataError(f"{found}: {problems} kind(s) of problems, listed above; mend them before training")
+
+
+def _print_split(data: DataSet, split: str, workers: int, extra: str = "") -> int:
+    """Checks a split and prints what was found; returns the number of problems."""
+    title = f"extra data {extra}, " if extra else ""
+    try:
+        samples = data.find(split)
+    except DataError as error:
+        needed = split != "test"  # which training does without
+        print(f"{title}{split}: {'problem' if needed else 'not there'}: {error}", flush=True)
+        return int(needed)
+    check = check_split(samples, split, data.classes, workers, decode_images=True, extra=extra, go_on=True)
+    if distributed.is_first():
+        print(f"{title}{check.report()}", flush=True)
+    return len(check.problems)

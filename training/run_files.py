@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import math
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from model import FastSCNN
 from training import distributed
 from training.plots import plot_confusion, plot_curves
 from training.recipes import previous_path
-from utils import UserError, save_checkpoint, writable_folder, write_csv
+from utils import UserError, save_checkpoint, writable_folder, write_file
 
 OF_A_RUN = re.compile(r"\d+_\d+_(model|last|last\.prev)\.pth|\d+_\d+_statistics\.csv")
 COLUMNS = (
@@ -108,6 +111,7 @@ class RunFiles:
             "network": "Fast-SCNN",
             "align_corners": model.align_corners,
             "input_scale": model.input_scale,
+            "variant": model.variant._asdict(),
             "classes": self.classes.as_dict(),
             "train_split": self.train_split,
             "epoch": row["epoch"],
@@ -116,6 +120,15 @@ class RunFiles:
             "command": self.command,
             "torch": str(torch.__version__),
         }
+
+
+def write_csv(path: str | Path, columns: Iterable[str], rows: Iterable[dict]) -> None:
+    """Writes a whole table, so that a resumed run never leaves half a row or a row twice."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue().encode())
 
 
 def _open_board(folder: Path) -> object:
