@@ -54,13 +54,13 @@ def frozen_learner() -> tuple[Learner, tuple[torch.Tensor, ...]]:
     """A learner without dropout whose batch normalisation stands still, and a batch with unlike shares of labels."""
     torch.manual_seed(0)
     model = FastSCNN(aux=True)
-    learner = Learner(parse_args(LEARN), model, torch.device("cpu"), 10, None)
+    learner = Learner(parse_args(LEARN), model, torch.device("cpu"), 10, None, unions=((2, 3),))
     learner.model.train()
     for module in learner.model.modules():
         if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.Dropout)):
             module.eval()
     images = torch.randint(0, 256, (4, 64, 96, 3), dtype=torch.uint8)
-    targets = torch.randint(0, 19, (4, 64, 96), dtype=torch.uint8)
+    targets = torch.randint(0, 20, (4, 64, 96), dtype=torch.uint8)
     targets[1, 5:] = 255
     targets[2, :, 30:] = 255
     return learner, (images, targets, torch.tensor([1.0, 1.0, 1.0, 0.0]).expand(4, 4))
