@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from classes import IGNORE_INDEX
-from dataset import Read, Sample, read_pair
+from dataset import Read, Sample, Scales, read_pair
 from loading import loader_worker
 from model import MEAN, STD, FastSCNN, normalise
 from speed.timing import CPU, Groups, clock, compare, in_fresh_process, interleave, make_row, peak_memory
-from training.augment import UNCHANGED, Scales, TrainSet
+from training.augment import UNCHANGED, TrainSet
 from training.learner import Learner, half_precision
 from training.recipes import parse_args
 

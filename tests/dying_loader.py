@@ -8,10 +8,10 @@ import time
 
 import numpy as np
 
-from dataset import Sample, find_samples, read_pair
+from dataset import Sample, Scales, find_samples, read_pair
 from images import DataError
 from loading import frame_loader, naming_dead_workers
-from training.augment import Scales, TrainSet
+from training.augment import TrainSet
 from utils import run_cli
 
 

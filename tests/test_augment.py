@@ -13,11 +13,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
 from classes import IGNORE_INDEX
-from dataset import find_samples
+from dataset import Scales, find_samples
 from images import DataError
 from training.augment import (
     EpochSampler,
-    Scales,
     TrainSet,
     _nth_true,
     distort_colors,

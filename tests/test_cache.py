@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from dataset import find_samples, read_pair
+from dataset import Scales, find_samples, read_pair
 from images import DataError
 from loading import loader_worker
 from training import cache
-from training.augment import EpochSampler, Scales, TrainSet
+from training.augment import EpochSampler, TrainSet
 from training.cache import open_cache
 from utils import UserError, load_checkpoint, run_cli
 

@@ -81,6 +81,13 @@ TREES = {
         folders("Seq05VD_f00000", "test", "testannot")[:1],
         {0: 0, 3: 3, 8: 8, 10: 10, 11: VOID},
     ),
+    "camvid_unions": Tree(
+        (cityscapes("train/camvid/camvid_0001TP_006690"), cityscapes("train/camvid/camvid_0016E5_00901")),
+        cityscapes("val/camvid/camvid_0016E5_07959"),
+        (),
+        CITYSCAPES_IDS,
+        beside=("gtFine/train/camvid/camvid_0001TP_006690_gtFine_color.png",),
+    ),
     "camvid_full": Tree(
         tuple(map(camvid_full, (*CAMVID_TRAIN, "0016E5_00390", "0016E5_00901"))),
         camvid_full("0016E5_08159"),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from model import FastSCNN, normalise
 from training.augment import UNCHANGED
 from training.learner import Learner, half_precision, on_device
-from training.losses import auxiliary_loss, lovasz_loss
+from training.losses import auxiliary_loss, lovasz_loss, pixel_loss
 from training.recipes import parse_args
 from utils import cpu_has_bf16
 
@@ -99,24 +99,28 @@ def test_the_rate_of_a_step_depends_on_its_number_alone() -> None:
     assert made.lr == pytest.approx(0.01 * 0.5**0.9)
 
 
-def test_the_loss_is_what_the_flags_say() -> None:
-    """A smoothing, a weight or a way to interpolate that is read and then forgotten."""
+@pytest.mark.parametrize("unions", [(), ((2, 3), (12, 17, 18))], ids=["classes", "unions"])
+def test_the_loss_is_what_the_flags_say(unions: tuple[tuple[int, ...], ...]) -> None:
+    """A smoothing, a weight, a union or a way to interpolate that is read and then forgotten."""
     made = learner("--label_smoothing", "0.1", "--aux_weight", "0.4", "--lovasz_weight", "0.3")
-    made.model.align_corners = True
+    made.model.align_corners, made.unions = True, unions
     for module in made.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     images, targets, _ = batch()
     targets[0, :20] = 255
+    for index, _ in enumerate(unions):
+        targets[1, 20 * index : 20 * index + 20] = 19 + index
     loss, pixels = made.loss(images, targets, UNCHANGED.expand(2, 4))
     targets = targets.long()
     logits, *inner = made.model.logits(normalise(images))
     full = F.interpolate(logits, targets.shape[1:], mode="bilinear", align_corners=True)
-    expected = F.cross_entropy(full, targets, ignore_index=255, label_smoothing=0.1)
+    expected, count = pixel_loss("cross_entropy", full, targets, 0.1, unions)
+    expected = expected / count
     for head in inner:
-        summed, count = auxiliary_loss(head, targets)
+        summed, count = auxiliary_loss(head, targets, unions)
         expected = expected + 0.4 * summed / count
-    expected = expected + 0.3 * lovasz_loss(logits, targets)
+    expected = expected + 0.3 * lovasz_loss(logits, targets, unions)
     torch.testing.assert_close(loss, expected)
     assert len(inner) == 2 and pixels == (targets != 255).sum()
 
@@ -149,10 +153,12 @@ def test_compiled_step_is_the_plain_one(monkeypatch) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("flags", [(), ("--recipe", "strong"), ("--loss", "ohem", "--aux_weight", "0.4")])
-def test_no_step_waits_for_the_gpu(flags: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("unions", [(), ((2, 3), (12, 17, 18))], ids=["classes", "unions"])
+def test_no_step_waits_for_the_gpu(flags: tuple[str, ...], unions: tuple[tuple[int, ...], ...]) -> None:
     """One .item() in a step halves the speed of a GPU."""
     device = torch.device("cuda")
     made = learner(*flags, "--batch_size", "2", half=torch.bfloat16, device=device)
+    made.unions = unions
     for number, arrived in enumerate(on_device([batch(), batch(), batch()], device)):
         if number == 2:
             torch.cuda.set_sync_debug_mode("error")

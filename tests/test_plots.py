@@ -11,7 +11,7 @@ import pytest
 
 from classes import CITYSCAPES
 from images import read_image
-from training.plots import plot_confusion, plot_curves
+from training.plots import deciding_score, plot_confusion, plot_curves
 
 
 def history_of(epochs: int) -> list[dict]:
@@ -29,6 +29,12 @@ def test_curves_are_drawn_from_the_first_epoch_on(tmp_path, epochs: int) -> None
     plot_curves(tmp_path / "curves.png", history_of(epochs), "title")
     picture = read_image(tmp_path / "curves.png")
     assert picture.shape[1] > 1000 and (picture < 128).sum() > 1000
+
+
+def test_the_best_epoch_is_that_of_the_joined_scores_where_there_are_any() -> None:
+    """Weights that were saved for guesses which no label can tell right from wrong."""
+    row = history_of(1)[0]
+    assert deciding_score(row) == 0.5 and deciding_score({**row, "joined_miou": 0.2}) == 0.2
 
 
 def test_confusion_of_absent_classes_is_drawn_without_a_division_by_zero(tmp_path) -> None:

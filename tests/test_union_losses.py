@@ -137,6 +137,25 @@ def test_lovasz_loss_of_a_right_union_is_zero() -> None:
     assert lovasz_loss(logits, targets, UNIONS) == 0
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_computes_the_same() -> None:
+    """On a GPU other code runs, which must not look at the values."""
+    logits, targets = example(7, (36, 48))
+    targets = targets.where((targets != 3) & (targets != K), 255)  # a class and a union that are absent
+    there = logits.detach().cuda().requires_grad_()
+    for loss in (
+        lambda *batch: upsampled_loss("cross_entropy", *batch, 0.1, unions=UNIONS)[0],
+        lambda *batch: upsampled_loss("ohem", *batch, unions=UNIONS)[0],
+        lambda *batch: auxiliary_loss(*batch, UNIONS)[0],
+        lambda *batch: lovasz_loss(*batch, UNIONS),
+    ):
+        expected, got = loss(logits, targets), loss(there, targets.cuda())
+        torch.testing.assert_close(got.cpu(), expected, rtol=1e-4, atol=1e-4)
+        gradients = torch.autograd.grad(got, there)[0].cpu(), torch.autograd.grad(expected, logits)[0]
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["cross_entropy", "ohem"])
 def test_without_a_union_in_the_targets_nothing_changes(name: str) -> None:
     """Data sets with and without unions in one run: the second must be learnt as ever."""

@@ -158,8 +158,8 @@ def print_check(data: DataSet, extra: Mapping[str, DataSet], workers: int) -> No
     problems = sum(_print_split(data, split, workers) for split in data.splits)
     problems += sum(_print_split(added, "train", workers, path) for path, added in extra.items())
     if problems:
-        found = ", ".join([data.path, *extra])
-        raise DataError(f"{found}: {problems} kind(s) of problems, listed above; mend them before training")
+        where = f"{data.path}{' or its extra data' if extra else ''}"
+        raise DataError(f"{where} has {problems} kind(s) of problems, listed above; mend them before training")
 
 
 def _print_split(data: DataSet, split: str, workers: int, extra: str = "") -> int:
