@@ -37,8 +37,8 @@ def match_classes(path: str | Path, found: Classes, wanted: Classes) -> list[int
     named = itertools.zip_longest(found.names, wanted.names, fillvalue="none")
     index, ours, theirs = next((index, *pair) for index, pair in enumerate(named) if pair[0] != pair[1])
     raise UserError(
-        f"{path} is for {len(found)} classes, the data has {len(wanted)}: class {index} is {ours[:40]!r} in the weights "
-        f"and {theirs[:40]!r} in the data; {advice}"
+        f"{path} is for {len(found)} classes, the data has {len(wanted)}: class {index} is {ours[:40]!r} in the "
+        f"weights and {theirs[:40]!r} in the data; {advice}"
     )
 
 

@@ -68,18 +68,19 @@ def print_check(data: DataSet, workers: int) -> None:
     Raises:
         DataError: there are problems.
     """
-    problems = 0
+    problems: list[str] = []
     for split in data.splits:
         try:
             samples = data.find(split)
         except DataError as error:
             needed = split != "test"  # which training does without
-            problems += needed
+            problems += [str(error)] * needed
             print(f"{split}: {'problem' if needed else 'not there'}: {error}", flush=True)
             continue
         check = check_split(samples, split, data.classes, workers, decode_images=True, go_on=True)
-        problems += len(check.problems)
+        problems += [first for first, _ in check.problems.values()]
         if distributed.is_first():
             print(check.report(), flush=True)
     if problems:
-        raise DataError(f"{data.path} has {problems} kind(s) of problems, listed above; mend them before training")
+        others = f" (and {len(problems) - 1} other kinds of problems, listed above)" if problems[1:] else ""
+        raise DataError(problems[0] + others)
