@@ -42,7 +42,7 @@ def test_check_goes_on_to_the_first_problem_of_each_kind(tmp_path) -> None:
     put(masks, "2.png", value=np.full((20, 60), 7, np.uint8))
     (tmp_path / "images" / "val" / "3.png").write_bytes(b"")
     result = run_script("train.py", "--data_path", tmp_path / "data.yaml", "--check", "--workers", "2", cwd=tmp_path)
-    assert_user_error(result, "data.yaml has 3 kind(s) of problems")
+    assert_user_error(result, "77", "and 2 other kinds of problems, listed above")
     problems = [line for line in result.stdout.splitlines() if "problem of" in line]
     assert len(problems) == 3, problems
     assert "2 frame(s)" in problems[0] and "0.png has values" in problems[0] and "77" in problems[0]

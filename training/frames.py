@@ -155,23 +155,24 @@ def print_check(data: DataSet, extra: Mapping[str, DataSet], workers: int) -> No
     Raises:
         DataError: there are problems.
     """
-    problems = sum(_print_split(data, split, workers) for split in data.splits)
-    problems += sum(_print_split(added, "train", workers, path) for path, added in extra.items())
+    problems = [problem for split in data.splits for problem in _print_split(data, split, workers)]
+    for path, added in extra.items():
+        problems += _print_split(added, "train", workers, path)
     if problems:
-        where = f"{data.path}{' or its extra data' if extra else ''}"
-        raise DataError(f"{where} has {problems} kind(s) of problems, listed above; mend them before training")
+        others = f" (and {len(problems) - 1} other kinds of problems, listed above)" if problems[1:] else ""
+        raise DataError(problems[0] + others)
 
 
-def _print_split(data: DataSet, split: str, workers: int, extra: str = "") -> int:
-    """Checks a split and prints what was found; returns the number of problems."""
+def _print_split(data: DataSet, split: str, workers: int, extra: str = "") -> list[str]:
+    """Checks a split and prints what was found; returns the first problem of each kind."""
     title = f"extra data {extra}, " if extra else ""
     try:
         samples = data.find(split)
     except DataError as error:
         needed = split != "test"  # which training does without
         print(f"{title}{split}: {'problem' if needed else 'not there'}: {error}", flush=True)
-        return int(needed)
+        return [str(error)] if needed else []
     check = check_split(samples, split, data.classes, workers, decode_images=True, extra=extra, go_on=True)
     if distributed.is_first():
         print(f"{title}{check.report()}", flush=True)
-    return len(check.problems)
+    return [first for first, _ in check.problems.values()]
