@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS, IGNORE_INDEX, Classes, LabelFormat
@@ -210,6 +211,15 @@ def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     label = read_label(sample.label, sample.labels)
     same_size(sample, image.shape[:2], label.shape)
     return image, label
+
+
+def read_at_width(sample: Sample, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a frame and its label as read_pair does, both resized to a width in pixels, in their proportions."""
+    image, label = read_pair(sample)
+    height = max(1, round(image.shape[0] * width / image.shape[1]))
+    smooth = cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_LINEAR
+    resized = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return cv2.resize(image, (width, height), interpolation=smooth), resized
 
 
 def same_size(sample: Sample, image: tuple[int, int], label: tuple[int, int]) -> None:

@@ -6,6 +6,7 @@ python evaluate.py --model_weight 1024_2048_model.pth --split val --json scores.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from classes import IGNORE_INDEX, Classes
-from dataset import SPLITS, Read, Sample, check_headers, read_pair, train_ids_note
+from dataset import SPLITS, Read, Sample, check_headers, read_at_width, read_pair, train_ids_note
 from description import add_data_flags, open_data
 from images import DataError
 from inference.backends import Network
@@ -32,6 +33,7 @@ from inference.label_head import labels_from_logits
 from inference.predictions import PredictionWriter
 from inference.predictor import add_backend_flags, check_size, load_network
 from loading import FrameSet, check_frames, frame_loader, naming_dead_workers
+from model import MIN_SIZE
 from training import distributed
 from training.losses import pixel_loss
 from unions import Members, Unions, joined_classes
@@ -289,6 +291,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--split", default="val", choices=SPLITS, help="test is only predicted: it has no public labels"
     )
+    parser.add_argument("--width", type=int, help="resize pictures and labels to this width first; scores only")
     parser.add_argument("--save_dir", help="write label-id PNGs here (test: $CITYSCAPES_RESULTS, else ./results)")
     parser.add_argument("--color_dir", help="write color PNGs here")
     parser.add_argument("--json", metavar="FILE", help="write the scores here")
@@ -303,6 +306,8 @@ def main() -> int:
     predict_only = args.split == "test"
     if predict_only and args.json:
         raise UserError("--json was given for the test split, which has no public labels to score; use --split val")
+    if args.width is not None and (args.save_dir or predict_only or not MIN_SIZE <= args.width <= 16384):
+        raise UserError(f"--width is {args.width}, expected {MIN_SIZE} to 16384, to score a split without --save_dir")
     data = open_data(args.data_path, args.data_root)
     samples = data.find(args.split)
     check_headers(samples)
@@ -322,9 +327,11 @@ def main() -> int:
         print(note)
     if args.split in metadata.get("train_split", "train").split("+"):
         print(f"the {args.split} split was seen in training: these scores say little about other pictures")
+    wide = f" made {args.width} wide" if args.width else ""
     epoch = f", epoch {metadata['epoch']}" if "epoch" in metadata else ""
-    print(f"{args.model_weight}{epoch} on {args.data_path}, {args.split}: {len(samples)} frames, {network.name}")
-    scores = evaluate(network, samples, data.classes, workers=args.workers, writer=writer)
+    print(f"{args.model_weight}{epoch} on {args.data_path}, {args.split}: {len(samples)} frames{wide}, {network.name}")
+    read = functools.partial(read_at_width, width=args.width) if args.width else read_pair
+    scores = evaluate(network, samples, data.classes, workers=args.workers, writer=writer, read=read)
     if writer:
         print(f"predictions: {writer.folder}")
     if predict_only:

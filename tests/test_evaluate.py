@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import assert_user_error, run_script, write_frame
+from conftest import ROOT, assert_user_error, run_script, write_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.nn import functional as F
 
 from classes import CITYSCAPES, LABELS
-from dataset import Sample, find_samples
+from dataset import Sample, find_samples, read_at_width, read_pair
 from evaluate import Scores, confusion_matrix, evaluate
 from inference.backends import Network
 from inference.predictions import PredictionWriter
@@ -210,6 +210,29 @@ def test_predictions_of_two_runs_are_never_mixed(tmp_path) -> None:
 
 def _black(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((64, 96, 3), np.uint8), np.zeros((64, 96), np.uint8)
+
+
+def test_scores_at_another_width_are_of_resized_frames(frames, tmp_path) -> None:
+    """Scores at 1024 that are those at the files' own size, or labels that a smooth resize blends."""
+    weights = ROOT / "weights" / "camvid_x1.pth"
+    flags = ["--data_path", frames, "--model_weight", weights, "--device", "cpu", "--workers", 0]
+    plain, wide = (
+        run_script("evaluate.py", *flags, "--json", tmp_path / f"{name}.json", *more, cwd=tmp_path)
+        for name, more in (("plain", ()), ("wide", ("--width", "192")))
+    )
+    assert plain.returncode == wide.returncode == 0 and "192 wide" in wide.stdout, wide.stderr
+    assert (tmp_path / "plain.json").read_text() != (tmp_path / "wide.json").read_text()
+    sample = find_samples(frames, "val")[0]
+    image, label = read_at_width(sample, 192)
+    assert image.shape == (128, 192, 3) and label.shape == (128, 192)
+    original = read_pair(sample)[1]
+    assert set(np.unique(label)) <= set(np.unique(original))
+    np.testing.assert_array_equal(label[::2, ::2], original)
+    for more, words in (
+        (("--width", "8"), "--width is 8"),
+        (("--width", "64", "--save_dir", "p"), "without --save_dir"),
+    ):
+        assert_user_error(run_script("evaluate.py", *flags, *more, cwd=tmp_path), words)
 
 
 def test_an_input_is_never_replaced(frames, weights, tmp_path) -> None:
