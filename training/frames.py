@@ -52,7 +52,7 @@ def check_split(
     check = Check(split, classes)
     for part in distributed.gather_to_first(share):
         check.add(part)
-    if distributed.is_first() and split != "test":
+    if distributed.is_first() and split != "test" and not check.problems:  # which may be all that is wrong
         try:
             check.refuse_unlabelled()
         except DataError as error:
@@ -69,7 +69,7 @@ def print_check(data: DataSet, workers: int) -> None:
         DataError: there are problems.
     """
     problems: list[str] = []
-    for split in data.splits:
+    for split in dict.fromkeys(("train", "val", *data.splits)):
         try:
             samples = data.find(split)
         except DataError as error:
