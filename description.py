@@ -68,6 +68,8 @@ def _described(path: str, root: str | None) -> DataSet:
             raise DataError(f"it holds {quoted(content)}, expected a mapping with the keys train, val and names")
         if content.get("val") is None and "validation" in content:
             content["val"] = content.pop("validation")
+        if content.get("test") in ("", []):  # nobody needs it
+            content["test"] = None
         splits = {split: _entries(content, split) for split in SPLITS if content.get(split) is not None}
         if "train" not in splits:
             raise DataError("it lacks `train`; name the folder of the pictures to train on")
@@ -177,6 +179,9 @@ def _names(content: dict) -> tuple[str, ...]:
         names = [f"class_{index}" for index in range(min(count, MOST_CLASSES + 1))]
     if isinstance(names, dict):
         by_id = {_int(key): name for key, name in names.items()}
+        if None in by_id:
+            key = next(key for key in names if _int(key) is None)
+            raise DataError(f"`names` has the key {quoted(key)}, expected train ids: {{0: road, 1: sidewalk}}")
         gap = next((index for index in range(len(names)) if index not in by_id), None)
         if gap is not None:
             raise DataError(
