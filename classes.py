@@ -155,6 +155,18 @@ def plain_labels(count: int) -> LabelFormat:
     return LabelFormat(tuple((index, index) for index in ids), f"train ids 0-{count - 1} and {IGNORE_INDEX}")
 
 
+def ranges_in_words(values: list[int]) -> str:
+    """Returns sorted values in words: "values 0-18, 100, 255"."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    return f"values {', '.join(texts[:12])}{', ...' if len(texts) > 12 else ''}"
+
+
 def distinct_colors(count: int, given: Mapping[int, RGB] | None = None) -> tuple[RGB, ...]:
     """Returns colors that are well apart, those that are given among them.
 

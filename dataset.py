@@ -225,9 +225,10 @@ def read_at_width(sample: Sample, width: int) -> tuple[np.ndarray, np.ndarray]:
 def same_size(sample: Sample, image: tuple[int, int], label: tuple[int, int]) -> None:
     """Raises DataError if a frame and its label, whose sizes are given, differ in size."""
     if image != label:
+        turned = ": if EXIF data turn the picture, turn its label too" if image == label[::-1] else ""
         raise DataError(
             f"{sample.image} is {image[0]}x{image[1]}, its label {sample.label} {label[0]}x{label[1]}; expected equal "
-            "sizes"
+            f"sizes{turned}"
         )
 
 

@@ -12,7 +12,16 @@ import os
 import sys
 from pathlib import Path
 
-from classes import IGNORE_INDEX, MOST_CLASSES, RGB, Classes, LabelFormat, distinct_colors, plain_labels
+from classes import (
+    IGNORE_INDEX,
+    MOST_CLASSES,
+    RGB,
+    Classes,
+    LabelFormat,
+    distinct_colors,
+    plain_labels,
+    ranges_in_words,
+)
 from dataset import SPLITS, DataSet, Scales, cityscapes_folder, default_data_path
 from images import DataError
 from layout import LabelFinder, Layout, absolute, find_frames
@@ -70,6 +79,8 @@ def _described(path: str, root: str | None) -> DataSet:
             raise DataError(f"it holds {quoted(content)}, expected a mapping with the keys train, val and names")
         if content.get("val") is None and "validation" in content:
             content["val"] = content.pop("validation")
+        if content.get("test") in ("", []):  # nobody needs it
+            content["test"] = None
         splits = {split: _entries(content, split) for split in SPLITS if content.get(split) is not None}
         if "train" not in splits:
             raise DataError("it lacks `train`; name the folder of the pictures to train on")
@@ -188,6 +199,9 @@ def _names(content: dict) -> tuple[str, ...]:
         names = [f"class_{index}" for index in range(min(count, MOST_CLASSES + 1))]
     if isinstance(names, dict):
         by_id = {_int(key): name for key, name in names.items()}
+        if None in by_id:
+            key = next(key for key in names if _int(key) is None)
+            raise DataError(f"`names` has the key {quoted(key)}, expected train ids: {{0: road, 1: sidewalk}}")
         gap = next((index for index in range(len(names)) if index not in by_id), None)
         if gap is not None:
             raise DataError(
@@ -299,7 +313,7 @@ def _valued_labels(content: dict, names: tuple[str, ...], file: str) -> LabelFor
     known = tuple(sorted({**dict(plain.train_ids), **mapping}.items()))
     return LabelFormat(
         known,
-        _ranges([value for value, _ in known]) if mapping else plain.expected,
+        ranges_in_words([value for value, _ in known]) if mapping else plain.expected,
         ignore_unknown=content.get("unmapped") == "ignore",
         alternatives=alternatives,
         own=own,
@@ -316,18 +330,6 @@ def _one_class(key: str, names: tuple[str, ...]) -> DataError:
     return DataError(
         f"`{key}` leaves one class: beside a single name, 0 is the background and 1 is {quoted(names[1])}; give 1 too"
     )
-
-
-def _ranges(values: list[int]) -> str:
-    """Returns sorted values in words: "values 0-18, 100, 255"."""
-    runs: list[list[int]] = []
-    for value in values:
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    texts = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
-    return f"values {', '.join(texts[:12])}{', ...' if len(texts) > 12 else ''}"
 
 
 def _colored_labels(content: dict, names: tuple[str, ...], file: str) -> LabelFormat:

@@ -75,9 +75,13 @@ def read_label_values(path: str | Path, labels: LabelFormat = CITYSCAPES.labels)
             values = np.ascontiguousarray(values[..., 0])  # WebP, say, has no grey
     if values.ndim != 2 or values.dtype != np.uint8:
         channels = 1 if values.ndim == 2 else values.shape[2]
+        if channels == 1 or (values[..., :1] == values[..., 1:3]).all():
+            advice = "save its values anew with one channel of 8 bits"
+        else:
+            advice = "a picture in color is not a label file, unless a description (.yaml) has its label_colors"
         raise DataError(
-            f"{path} has {channels} channel(s) of {values.dtype}, expected one of uint8 with {labels.expected}; a "
-            "picture in color is not a label file, unless a description (.yaml) has its label_colors"
+            f"{path} has {channels} channel(s) of {values.dtype}, expected one of uint8 with {labels.expected}; "
+            f"{advice}"
         )
     return values
 

@@ -63,7 +63,7 @@ def find_frames(layout: Layout, split: str) -> list[Sample]:
     """
     try:
         if split not in layout.splits:
-            raise DataError(f"it has no `{split}`, only {', '.join(layout.splits)}; add it or choose another split")
+            raise DataError(f"it has no `{split}`, only {', '.join(layout.splits)}; add `{split}: FOLDER`")
         found = [_search(layout, split, entry) for entry in layout.splits[split]]
         named = [picture for search in found for picture in search.pictures]
         frames = _named(dict.fromkeys(named), _common(search.base for search in found))
@@ -147,9 +147,8 @@ def _listed(file: Path, root: Path) -> list[Path]:
             places = [absolute(folder / line) for folder in (file.parent, root) if "\0" not in line]
             found = [place for place in places if os.path.isfile(place)]
             if not found or found[0].suffix.lower() not in IMAGE_ENDINGS:
-                raise DataError(
-                    f"{file}, line {number}: {quoted(line)} is no picture in {file.parent} or {root}; correct it"
-                )
+                folders = " or ".join(map(str, dict.fromkeys((file.parent, root))))
+                raise DataError(f"{file}, line {number}: {quoted(line)} is no picture in {folders}; correct it")
             pictures.append(found[0])
     if not pictures:
         raise DataError(f"the list {file} is empty; expected a picture's path in each line")

@@ -232,11 +232,11 @@ class Check:
         """Returns what was found as text."""
         sizes = ", ".join(f"{frames} of {h}x{w}" for (h, w), frames in self.sizes.most_common(5))
         more = f" and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
-        lines = [f"{self.split}: {self.frames} frames, {sizes}{more}"]
+        lines = [f"{self.split}: {self.frames} frames{', ' * bool(sizes)}{sizes}{more}"]
         for first, count in self.problems.values():
             lines.append(f"  problem of {count} frame(s), the first: {first}")
         if not self.values:
-            return "\n".join([*lines, "  labels are not read"])
+            return "\n".join([*lines, *(["  labels are not read"] if self.split == "test" else [])])
         total = sum(counts.sum() for counts in self.values.values())
         lines.append(f"  {'value':>5}  {'meaning':<24}{'pixels':>16}{'%':>8}")
         for value, meaning, pixels in self.rows():

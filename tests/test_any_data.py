@@ -111,7 +111,7 @@ def test_stray_pixels_of_absent_classes_do_not_choose_the_epoch(tmp_path, run) -
         ({"names": ["a", "c"]}, "classes b (now c)"),
         ({"names": ["b", "a"]}, "classes a (now b)"),
         ({"names": ["a", "b"], "label_mapping": {1: 0, 0: 1}}, "label_values"),
-        ({"names": ["a", "b"], "unmapped": "ignore"}, "label_values"),
+        ({"names": ["a", "b"], "unmapped": "ignore"}, "label_values none (now ('others', 255))"),
     ],
     ids=["name", "order", "mapping", "unmapped"],
 )

@@ -48,3 +48,23 @@ def test_check_goes_on_to_the_first_problem_of_each_kind(tmp_path) -> None:
     assert "2 frame(s)" in problems[0] and "0.png has values" in problems[0] and "77" in problems[0]
     assert "20x60" in problems[1] and "1 frame(s)" in problems[1]
     assert "3.png" in problems[2]
+
+
+def test_labels_that_cannot_be_read_are_one_problem(tmp_path) -> None:
+    """Files that nobody could read, counted as a split without classes too: "the labels only hold ; expected ,"."""
+    lay_out(tmp_path, [7, 26], count=1)
+    for split in ("train", "val"):
+        put(tmp_path, f"masks/{split}/0.png", value=np.zeros((40, 60, 3), np.uint8))
+    result = run_script("train.py", "--data_path", tmp_path / "data.yaml", "--check", "--workers", "0", cwd=tmp_path)
+    assert_user_error(result, "3 channel", "and 1 other kinds")
+    assert "belongs to a class" not in result.stdout and "not read" not in result.stdout
+    assert "train: 1 frames\n" in result.stdout
+
+
+def test_check_misses_the_val_split_as_training_does(tmp_path) -> None:
+    """A check without a complaint, after which training refuses the description."""
+    lay_out(tmp_path, [7, 26], count=2)
+    (tmp_path / "data.yaml").write_text(YAML.replace("val: images/val\n", ""))
+    for check in ("--check", "--no-check"):
+        result = run_script("train.py", "--data_path", tmp_path / "data.yaml", check, cwd=tmp_path)
+        assert_user_error(result, "it has no `val`, only train; add `val: FOLDER`")

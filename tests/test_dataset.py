@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
-from dataset import check_headers, find_samples, read_pair
+from dataset import Sample, check_headers, find_samples, read_pair
 from images import DataError, png_header, read_image, read_label
 from inference.predictions import PredictionWriter
 from loading import FrameSet, check_frames, frame_loader, naming_dead_workers
@@ -377,3 +377,15 @@ def test_only_deaths_are_reworded(frames) -> None:
     data.samples[1].label.write_bytes(b"")
     with pytest.raises(DataError, match="is an empty file"), naming_dead_workers(loader):
         list(loader)
+
+
+def test_a_label_that_exif_data_did_not_turn_is_explained(tmp_path) -> None:
+    """A picture of 40x60 in every other program, said to be 60x40."""
+    image = Image.fromarray(np.zeros((40, 60, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6  # orientation: a quarter turn
+    image.save(tmp_path / "x.jpg", exif=exif)
+    cv2.imwrite(str(tmp_path / "x.png"), np.full((40, 60), 7, np.uint8))
+    sample = Sample("x", tmp_path / "x.jpg", tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"x\.jpg is 60x40, .*x\.png 40x60; .*if EXIF data turn the picture"):
+        read_pair(sample)

@@ -37,6 +37,13 @@ def test_names_are_a_list_or_a_mapping(names: list | dict) -> None:
     assert classes.categories == () and classes.labels.expected == "train ids 0-2 and 255"
 
 
+@pytest.mark.parametrize("empty", [None, "", []])
+def test_an_empty_test_split_is_none(empty: object, tmp_path: Path) -> None:
+    """Training that ends for a split that it never reads."""
+    put(tmp_path, "images/x.png", "masks/x.png")
+    assert opened(tmp_path, test=empty).splits == ("train",)
+
+
 def test_a_count_alone_makes_names() -> None:
     """Files with `nc` and no names cannot be read."""
     assert read_classes({"nc": 3}, "").names == ("class_0", "class_1", "class_2")
@@ -199,6 +206,7 @@ def test_bad_files_are_refused(case: str, tmp_path: Path, monkeypatch: pytest.Mo
         ({"names": ["background"]}, "two classes have the name 'background'"),
         ({"names": {0: "a", 2: "b"}}, "`names` lacks train id 1, but has 2 names"),
         ({"names": {1: "a", 2: "b"}}, "`names` lacks train id 0"),
+        ({"names": {"a": 0, "b": 1}}, "`names` has the key 'a', expected train ids: {0: road, 1: sidewalk}"),
         ({"names": []}, r"`names` is \[\], expected a list"),
         ({"names": "road"}, "`names` is 'road', expected a list"),
         ({"names": [f"c{i}" for i in range(256)]}, "more than 255 classes"),
@@ -240,7 +248,7 @@ def test_bad_files_are_refused(case: str, tmp_path: Path, monkeypatch: pytest.Mo
         ({"path": ["a"]}, "`path` has"),
         ({"train": {"a": "b"}}, "`train` has {'a': 'b'}, expected the name"),
         ({"train": ["images", 3]}, "`train` has 3"),
-        ({"test": ""}, "`test` has ''"),
+        ({"val": ""}, "`val` has ''"),
         ({"names": ["x" * 500, 3]}, "class 1 is 3"),
         ({"unmapped": "x" * 500}, r"`unmapped` is 'x{76}\.\.\., expected"),
     ],

@@ -73,11 +73,22 @@ def test_colors_and_values_are_not_confused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x\.png has one channel, expected the colors .*label_mapping instead"):
         read_pair(open_data(str(file)).find("train")[0])
     file, _ = colored(tmp_path, label_colors=None)
-    put(tmp_path, "masks/x.png", value=np.ones((8, 12, 3), np.uint8))
+    put(tmp_path, "masks/x.png", value=np.ones((8, 12, 3), np.uint8) * np.array([1, 0, 2], np.uint8))
     with pytest.raises(
         DataError, match=r"x\.png has 3 channel\(s\) .*unless a description \(\.yaml\) has its label_colors"
     ):
         read_pair(open_data(str(file)).find("train")[0])
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGB", "RGBA", "I;16"])
+def test_grey_labels_of_another_kind_are_not_called_pictures_in_color(tmp_path: Path, mode: str) -> None:
+    """Advice to name the colors of a label that has none."""
+    put(tmp_path, "x.png", value=1)
+    values = Image.open(tmp_path / "x.png")
+    label = Image.fromarray(np.asarray(values).astype(np.uint16)) if mode == "I;16" else values.convert(mode)
+    label.save(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"x\.png has .*; save its values anew with one channel of 8 bits"):
+        read_label(tmp_path / "x.png", plain_labels(3))
 
 
 def test_lossy_labels_are_refused_whatever_their_name(tmp_path: Path) -> None:

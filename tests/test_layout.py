@@ -204,6 +204,7 @@ def test_viewer_sample_without_a_label(one: Path) -> None:
         (["images/x.png"], {"label_suffix": {"_a.png": "_b.png"}}, r"no picture that ends with '_a\.png'"),
         (["list.txt"], {"train": "list.txt"}, r"the list .*list\.txt is empty"),
         (["list.txt=gone.png"], {"train": "list.txt"}, r"list\.txt, line 1: 'gone\.png' is no picture in"),
+        (["list.txt=gone.png"], {"train": "list.txt"}, r"is no picture in [^ ]*; correct it"),
         (["list.txt=a\0b/../x.png"], {"train": "list.txt"}, r"line 1: .* is no picture in"),
         (["list.txt=\udcff"], {"train": "list.txt"}, r"cannot read the list .*not UTF-8"),
         ([], {"train": "x" * 5000}, r"`train` names 'x{76}\.\.\., which is not in"),

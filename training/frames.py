@@ -134,7 +134,7 @@ def check_split(
     check = Check(split, classes)
     for part in distributed.gather_to_first(share):
         check.add(part)
-    if distributed.is_first() and split != "test":
+    if distributed.is_first() and split != "test" and not check.problems:  # which may be all that is wrong
         try:
             check.refuse_unlabelled(extra)
         except DataError as error:
@@ -155,7 +155,8 @@ def print_check(data: DataSet, extra: Mapping[str, DataSet], workers: int) -> No
     Raises:
         DataError: there are problems.
     """
-    problems = [problem for split in data.splits for problem in _print_split(data, split, workers)]
+    splits = dict.fromkeys(("train", "val", *data.splits))
+    problems = [problem for split in splits for problem in _print_split(data, split, workers)]
     for path, added in extra.items():
         problems += _print_split(added, "train", workers, path)
     if problems:

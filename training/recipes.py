@@ -256,7 +256,7 @@ def compare_settings(path: str, before: dict, now: dict) -> None:
     deciding = {*data_settings(CITYSCAPES, [], []), *(name for name, flag in ALL_FLAGS.items() if flag.decides)}
     if not now["power"]:  # a constant rate does not depend on the number of epochs
         deciding.remove("epochs")
-    refused = [f"{name} {_difference(before.get(name), now[name])}" for name in differ if name in deciding]
+    refused = [f"{name} {_difference(name, before.get(name), now[name])}" for name in differ if name in deciding]
     if refused:
         raise UserError(f"--resume: {path} comes from another run: {', '.join(refused)}; give the same values")
     for name in differ:
@@ -288,8 +288,10 @@ def _label_values(labels: LabelFormat) -> list[str]:
     return sorted(map(str, values))
 
 
-def _difference(before: object, now: object) -> str:
+def _difference(name: str, before: object, now: object) -> str:
     """Returns two values of a setting in words; of two lists, the first place where they differ."""
+    if name == "label_values":  # in no order: one more is no change of those behind it
+        before, now = ([pair for pair in one if pair not in other] for one, other in ((before, now), (now, before)))
     if isinstance(before, list) and isinstance(now, list):
         pairs = itertools.zip_longest(before, now, fillvalue="none")
         before, now = next(pair for pair in pairs if pair[0] != pair[1])
