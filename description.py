@@ -100,8 +100,7 @@ def _described(path: str, root: str | None) -> DataSet:
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    unknown = [key for key in content if key not in KEYS]
-    if unknown:
+    if unknown := [key for key in content if key not in KEYS]:
         print(f"warning: {path}: unknown keys are not used: {quoted(unknown)}", file=sys.stderr)
     find = functools.partial(find_frames, layout)
     return DataSet(path, classes, find, tuple(splits), layout.root, LabelFinder(layout).sample, described=True)
