@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     switch = argparse.BooleanOptionalAction
-    parser.add_argument("--data_path", metavar="FOLDER", help="data set; if not given, frames are drawn at 1024x2048")
+    parser.add_argument("--data_path", metavar="FOLDER", help="in Cityscapes layout; if not given, frames are drawn")
     parser.add_argument("--model_weight", metavar="FILE", help="weights; weights/camvid.pth if not given")
     parser.add_argument("--repeats", metavar="N", type=int, default=35, help="repetitions of each side")
     parser.add_argument("--train", action=switch, default=False, help="training rows only")

@@ -111,6 +111,8 @@ def find_samples(data_path: str | Path, split: str) -> list[Sample]:
         DataError: a folder is missing or empty, or an image and a label have no partner.
     """
     root = Path(data_path)
+    if root.is_file():
+        raise DataError(f"{root} is a file; expected a folder in Cityscapes layout")
     if not root.is_dir():
         raise DataError(f"no data set at {root}; name it with --data_path or in CITYSCAPES_DATASET")
     folder = root / "leftImg8bit" / split

@@ -389,3 +389,10 @@ def test_a_label_that_exif_data_did_not_turn_is_explained(tmp_path) -> None:
     sample = Sample("x", tmp_path / "x.jpg", tmp_path / "x.png")
     with pytest.raises(DataError, match=r"x\.jpg is 60x40, .*x\.png 40x60; .*if EXIF data turn the picture"):
         read_pair(sample)
+
+
+def test_a_file_in_place_of_the_folder_is_not_called_missing(tmp_path) -> None:
+    """A description given to a script that reads the folder layout only, said not to be there."""
+    (tmp_path / "data.yaml").write_text("train: images")
+    with pytest.raises(DataError, match=r"data\.yaml is a file; expected a folder in Cityscapes layout"):
+        find_samples(tmp_path / "data.yaml", "val")
