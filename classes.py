@@ -71,10 +71,15 @@ class LabelFormat:
             values[train_id] = value
         return values
 
+    @property
+    def meant(self) -> list[tuple[int, int]]:
+        """The values that mean a class, and its train id."""
+        return [pair for pair in self.train_ids if pair[1] != IGNORE_INDEX]
+
     @functools.cached_property
     def digest(self) -> str:
-        """Is the same for formats that read every file alike."""
-        decides = sorted(self.train_ids), sorted(self.colors), self.ignore_unknown
+        """Is the same for formats that read a file alike, if both read it."""
+        decides = sorted(self.meant), sorted(self.colors), self.ignore_unknown
         return hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
 
     def meaning(self, value: int, class_names: tuple[str, ...]) -> str:

@@ -94,6 +94,7 @@ def test_classes_survive_a_weight_file() -> None:
 def test_formats_that_read_files_alike_share_a_digest() -> None:
     """A cache that is refused for another wording, or taken for another mapping."""
     assert LabelFormat(((0, 1), (1, 0)), "x").digest == LabelFormat(((1, 0), (0, 1)), "y").digest
+    assert LabelFormat(((0, 1), (1, 0), (255, 255)), "").digest == LabelFormat(((1, 0), (0, 1)), "").digest
     others = [
         LabelFormat(((0, 0), (1, 1)), ""),
         LabelFormat(((0, 1), (1, 0)), "", ignore_unknown=True),

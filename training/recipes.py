@@ -284,7 +284,7 @@ def data_settings(classes: Classes, extra: Iterable[Classes], samples: Sequence[
 
 
 def _label_values(labels: LabelFormat) -> list[str]:
-    values = [*labels.train_ids, *labels.colors, *([("others", IGNORE_INDEX)] if labels.ignore_unknown else [])]
+    values = [*labels.meant, *labels.colors, *([("others", IGNORE_INDEX)] if labels.ignore_unknown else [])]
     return sorted(map(str, values))
 
 
