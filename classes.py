@@ -200,6 +200,11 @@ def distinct_colors(count: int, given: Mapping[int, RGB] | None = None) -> tuple
     return tuple(colors)
 
 
+def colors_for(names: tuple[str, ...], given: Mapping[int, RGB]) -> tuple[RGB, ...]:
+    """Returns distinct_colors; but those that everybody knows for the classes of Cityscapes, if none is given."""
+    return CITYSCAPES.colors if names == CITYSCAPES.names and not given else distinct_colors(len(names), given)
+
+
 def _cielab(rgb: np.ndarray) -> np.ndarray:
     """Returns the (N, 3) CIELAB values of (N, 3) sRGB colors. Source: IEC 61966-2-1 and CIE 15, white point D65."""
     linear = rgb / 255.0

@@ -18,7 +18,7 @@ from classes import (
     RGB,
     Classes,
     LabelFormat,
-    distinct_colors,
+    colors_for,
     plain_labels,
     ranges_in_words,
 )
@@ -184,7 +184,7 @@ def read_classes(content: dict, file: str) -> Classes:
     labels = dataclasses.replace(meaning(content, names, file), unions=read_unions(content.get("unions"), names))
     if not content.get("colors"):  # those of the labels, the first of each class
         given = {train_id: color for color, train_id in reversed(labels.colors) if train_id != IGNORE_INDEX}
-    return Classes(names, distinct_colors(len(names), given), _categories(content, names), labels)
+    return Classes(names, colors_for(names, given), _categories(content, names), labels)
 
 
 def _names(content: dict) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from cityscapesscripts.helpers import labels as official
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classes import CITYSCAPES, IGNORE_INDEX, LABELS, Classes, LabelFormat, distinct_colors, plain_labels
+from classes import CITYSCAPES, IGNORE_INDEX, LABELS, Classes, LabelFormat, colors_for, distinct_colors, plain_labels
 
 
 def test_label_table_is_the_official_one() -> None:
@@ -77,6 +77,13 @@ def test_colors_that_are_given_stay_and_are_kept_clear_of() -> None:
     given = {1: distinct_colors(1)[0]}
     colors = distinct_colors(3, given)
     assert colors[1] == given[1] and len(set(colors)) == 3
+
+
+def test_the_classes_of_cityscapes_have_the_colors_that_everybody_knows() -> None:
+    """A road in another color than on every picture of Cityscapes, since a description gives none."""
+    assert colors_for(CITYSCAPES.names, {}) == CITYSCAPES.colors
+    assert colors_for(CITYSCAPES.names, {0: (1, 2, 3)})[0] == (1, 2, 3)
+    assert colors_for(("road", "car"), {}) == distinct_colors(2)
 
 
 def test_classes_survive_a_weight_file() -> None:
