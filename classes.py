@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -112,6 +113,11 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def first_difference(self, other: Classes) -> tuple[int, str, str] | None:
+        """Returns the first place where two have different names, and both names; "none" where one has no more."""
+        pairs = itertools.zip_longest(self.names, other.names, fillvalue="none")
+        return next(((index, *pair) for index, pair in enumerate(pairs) if pair[0] != pair[1]), None)
 
     @functools.cached_property
     def palette(self) -> np.ndarray:

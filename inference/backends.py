@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from classes import CITYSCAPES, Classes
 from inference.cuda import GraphNetwork
 from inference.folding import DTYPES, fold, split_into_strips
-from inference.formats import foreign_file
+from inference.formats import METADATA, foreign_file
 from inference.label_head import labels_from_logits
 from inference.matching import match_classes
 from model import MEAN, STD, FastSCNN, normalise
@@ -33,7 +33,6 @@ PRECISIONS = {
     "onnx": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "fp16", "int8"),
 }
-METADATA = "fast_scnn"  # the key in exported files
 SIZES_KEPT = 8  # networks that OpenVINO has compiled, each for one image size
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from utils import UserError
 
+METADATA = "fast_scnn"  # the key of our metadata, one JSON text, in files that others can read
 _UNPACK = "unpack it"
 _OTHER = "get or save the weights as a state_dict() of PyTorch"
 _SCRIPT = "import torch; torch.save(torch.jit.load({0!r}, 'cpu').state_dict(), {1!r})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -34,8 +33,7 @@ def match_classes(path: str | Path, found: Classes, wanted: Classes) -> list[int
     advice = "take other weights or data, or train these with --init_weights and --reset_head"
     if not found.named:
         raise UserError(f"{path} is for {len(found)} classes, the data has {len(wanted)}: {advice}")
-    named = itertools.zip_longest(found.names, wanted.names, fillvalue="none")
-    index, ours, theirs = next((index, *pair) for index, pair in enumerate(named) if pair[0] != pair[1])
+    index, ours, theirs = found.first_difference(wanted)
     raise UserError(
         f"{path} is for {len(found)} classes, the data has {len(wanted)}: class {index} is {ours[:40]!r} in the "
         f"weights and {theirs[:40]!r} in the data; {advice}"

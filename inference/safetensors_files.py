@@ -9,10 +9,8 @@ from types import ModuleType
 
 from torch import Tensor
 
-from inference.formats import SAFETENSORS_BEGINNING
+from inference.formats import METADATA, SAFETENSORS_BEGINNING
 from utils import UserError, write_file
-
-METADATA = "fast_scnn"  # the key of our metadata, one JSON text; others write `format` and the like beside it
 
 
 def is_safetensors(path: str | Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -99,13 +98,12 @@ def padding(args: argparse.Namespace, sizes: Counter[tuple[Scales | None, tuple[
 
 def refuse_other_names(path: str, found: Classes, expected: Classes) -> None:
     """Raises UserError if a data set of --extra_data has other classes than that of --data_path, or another order."""
-    pairs = itertools.zip_longest(found.names, expected.names, fillvalue="none")
-    for index, (name, wanted) in enumerate(pairs):
-        if name != wanted:
-            raise UserError(
-                f"--extra_data {path}: class {index} is {name!r}, that of --data_path {wanted!r}; give both the same "
-                "names in the same order"
-            )
+    if difference := found.first_difference(expected):
+        index, name, wanted = difference
+        raise UserError(
+            f"--extra_data {path}: class {index} is {name!r}, that of --data_path {wanted!r}; give both the same "
+            "names in the same order"
+        )
 
 
 def check_split(
