@@ -47,6 +47,11 @@ class Variant(NamedTuple):
     # Source: mmsegmentation's fast_scnn has 3, with padding.
     pyramid_kernel: int = 1
 
+    @property
+    def lost(self) -> int:
+        """Rows, and columns, that an input must have beyond those that the strides ask for."""
+        return 2 * (1 - self.first_padding)
+
 
 PAPER = Variant()
 

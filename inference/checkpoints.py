@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from classes import CITYSCAPES, MOST_CLASSES, Classes
 from inference.formats import foreign_file
-from inference.matching import HEADS, match_classes, reorder_heads
+from inference.matching import HEADS, match_classes, reorder_heads, say
 from inference.published import PUBLISHERS, check_version, convert, describe, options, recognise
 from inference.safetensors_files import is_safetensors, read_safetensors
 from inference.wrappers import unwrap
@@ -39,16 +38,16 @@ def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     state, dropped = drop_profiler_buffers(state)
     if changes:
-        _say(f"{path}: {'; '.join(changes)}")
+        say(f"{path}: {'; '.join(changes)}")
     if dropped:
-        _say(f"{path}: left out {len(dropped)} buffers of the profiler thop (total_ops, total_params)")
+        say(f"{path}: left out {len(dropped)} buffers of the profiler thop (total_ops, total_params)")
     if publisher := recognise(state):
         check_version(path, state, publisher)
-        _say(f"{path}: {describe(publisher)}")
+        say(f"{path}: {describe(publisher)}")
         state, metadata = convert(state, publisher), {**metadata, **options(publisher)}
     uncounted = [name for name in state if name.endswith(".running_mean") and _counter(name) not in state]
     if uncounted:
-        _say(f"{path}: {len(uncounted)} num_batches_tracked are missing, as in old files; nothing depends on them")
+        say(f"{path}: {len(uncounted)} num_batches_tracked are missing, as in old files; nothing depends on them")
         state |= {_counter(name): torch.tensor(0) for name in uncounted}
     check_finite(path, state)
     _check_metadata(path, metadata)
@@ -172,7 +171,7 @@ def initial_model(path: str | Path, classes: Classes, aux: bool, reset_head: boo
     if reset_head:
         fresh += [name for name in wanted if name.startswith(HEADS) and name in state]
     if fresh:
-        _say(f"{path}: {len(fresh)} tensors random, not from the file ({fresh[0]} ...)")
+        say(f"{path}: {len(fresh)} tensors random, not from the file ({fresh[0]} ...)")
     merged = {name: tensor for name, tensor in state.items() if name not in unused}
     merged |= {name: wanted[name] for name in fresh}
     check_state(path, merged, wanted)
@@ -184,7 +183,7 @@ def unused_heads(path: str | Path, state: dict, wanted: dict) -> list[str]:
     """Returns the names of auxiliary heads that a network does not have, with a note on stderr."""
     unused = [name for name in state if name.startswith(AUX_HEADS) and name not in wanted]
     if unused:
-        _say(f"{path}: {len(unused)} tensors left out ({unused[0]} ...)")
+        say(f"{path}: {len(unused)} tensors left out ({unused[0]} ...)")
     return unused
 
 
@@ -217,7 +216,3 @@ def drop_profiler_buffers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], 
     """Returns a state dict without the buffers that the profiler thop leaves behind, and the names it dropped."""
     dropped = [name for name in state if name.rsplit(".", 1)[-1] in ("total_ops", "total_params")]
     return {name: tensor for name, tensor in state.items() if name not in dropped}, dropped
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)

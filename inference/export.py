@@ -132,7 +132,7 @@ def write_onnx(model: FastSCNN, metadata: dict, path: Path) -> None:
     height, width = size or (256, 512)
     example = torch.zeros(1, height, width, 3, dtype=torch.uint8)
     # The tracer needs more than one cell at 1/32, or it fails and starts again; the file takes one cell nevertheless.
-    least = MIN_SIZE + 1 + 2 * (1 - model.variant.first_padding)
+    least = MIN_SIZE + 1 + model.variant.lost
     dynamic = {1: torch.export.Dim("height", min=least), 2: torch.export.Dim("width", min=least)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

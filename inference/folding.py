@@ -84,7 +84,6 @@ class InStrips(nn.Module):
 
 def split_into_strips(model: nn.Module) -> None:
     """Replaces the two parts of a FastSCNN with the largest feature maps by the same in strips."""
-    below = 2 * (1 - model.variant.first_padding)
-    model.learning_to_downsample = InStrips(model.learning_to_downsample, 8, below)
+    model.learning_to_downsample = InStrips(model.learning_to_downsample, 8, model.variant.lost)
     first = model.global_feature_extractor.bottleneck1
     first[0] = InStrips(first[0], 2)

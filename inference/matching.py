@@ -25,10 +25,10 @@ def match_classes(path: str | Path, found: Classes, wanted: Classes) -> list[int
     if found.names == wanted.names:
         return None
     if not found.named and len(found) == len(wanted):
-        _say(f"{path} does not name its {len(found)} classes: taken for those of the data, in their order")
+        say(f"{path} does not name its {len(found)} classes: taken for those of the data, in their order")
         return None
     if set(found.names) == set(wanted.names):
-        _say(f"{path} has the classes of the data in another order: they are put into that of the data")
+        say(f"{path} has the classes of the data in another order: they are put into that of the data")
         return [found.names.index(name) for name in wanted.names]
     advice = "take other weights or data, or train these with --init_weights and --reset_head"
     if not found.named:
@@ -45,5 +45,6 @@ def reorder_heads(state: dict[str, Tensor], order: list[int]) -> dict[str, Tenso
     return {name: tensor[order] if name.startswith(HEADS) else tensor for name, tensor in state.items()}
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Tells the user, on stderr, what was made of a weight file."""
     print(message, file=sys.stderr)
