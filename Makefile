@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 
 view: $(VENV)/.installed
 	$(PY) synthetic.py --output runs/view/data --height 360 --width 480 --train 0 --val 1 --test 0 --seed 7
-	$(PY) viewer.py --data_path runs/view/data --model_weight weights/camvid.pth --output runs/view/result.png \
+	$(PY) viewer.py --data_path runs/view/data --model_weight weights/street.pth --output runs/view/result.png \
 	    --input_pic val/samplestadt/samplestadt_000000_000019_leftImg8bit.png
 
 test: $(VENV)/.installed-dev

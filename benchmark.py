@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--data_path", metavar="FOLDER", help="in Cityscapes layout; if not given, frames are drawn")
-    parser.add_argument("--model_weight", metavar="FILE", help="weights; weights/camvid.pth if not given")
+    parser.add_argument("--model_weight", metavar="FILE", help="weights; weights/street.pth if not given")
     parser.add_argument("--repeats", metavar="N", type=int, default=35, help="repetitions of each side")
     parser.add_argument("--train", action=switch, default=False, help="training rows only")
     parser.add_argument("--quick", action=switch, default=False, help="three repetitions, nothing slow to prepare")

@@ -1,6 +1,6 @@
 """Export of a checkpoint for deployment: ONNX, OpenVINO or safetensors files, checked before they are kept.
 
-python deploy.py --model_weight weights/camvid.pth --format openvino --precision bf16
+python deploy.py --model_weight weights/street.pth --format openvino --precision bf16
 """
 
 from __future__ import annotations

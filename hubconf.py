@@ -1,6 +1,6 @@
 """Entry point of torch.hub.
 
-network = torch.hub.load("/path/to/this/folder", "fast_scnn", source="local", pretrained="camvid")
+network = torch.hub.load("/path/to/this/folder", "fast_scnn", source="local", pretrained="street")
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Measure predictions on a CUDA GPU.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     switch = argparse.BooleanOptionalAction
-    parser.add_argument("--model_weight", metavar="FILE", help="weights; weights/camvid.pth if not given")
+    parser.add_argument("--model_weight", metavar="FILE", help="weights; weights/street.pth if not given")
     parser.add_argument("--repeats", metavar="N", type=int, default=50, help="repetitions of each side")
     parser.add_argument("--json", metavar="FILE", help="write the rows here, anew after each group")
     parser.add_argument("--quick", action=switch, default=False, help="1024x2048 in fp16 only, nothing slow to prepare")

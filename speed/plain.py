@@ -10,7 +10,7 @@ from torch import Tensor
 from inference.checkpoints import load_model
 from model import MEAN, STD, FastSCNN
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "camvid.pth"
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "street.pth"
 
 
 class PlainNetwork:

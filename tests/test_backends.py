@@ -30,7 +30,7 @@ from model import FastSCNN, normalise
 from street.scene import draw_scene
 from utils import UserError
 
-WEIGHTS = ROOT / "weights" / "camvid.pth"
+WEIGHTS = ROOT / "weights" / "street.pth"
 SIZES = ((96, 160), (97, 131), (64, 256))  # none of them is the size that a dynamic file is traced at
 
 

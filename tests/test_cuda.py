@@ -18,7 +18,7 @@ from inference.predictor import load_network
 from model import FastSCNN, normalise
 from street.scene import draw_scene
 
-WEIGHTS = ROOT / "weights" / "camvid.pth"
+WEIGHTS = ROOT / "weights" / "street.pth"
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -214,7 +214,7 @@ def _black(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 
 def test_scores_at_another_width_are_of_resized_frames(frames, tmp_path) -> None:
     """Scores at 1024 that are those at the files' own size, or labels that a smooth resize blends."""
-    weights = ROOT / "weights" / "camvid_x1.pth"
+    weights = ROOT / "weights" / "street.pth"
     flags = ["--data_path", frames, "--model_weight", weights, "--device", "cpu", "--workers", 0]
     plain, wide = (
         run_script("evaluate.py", *flags, "--json", tmp_path / f"{name}.json", *more, cwd=tmp_path)
