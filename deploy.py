@@ -1,4 +1,4 @@
-"""Export of a checkpoint for deployment: ONNX, OpenVINO or safetensors files or a web page, checked before they are kept.
+"""Export of a checkpoint for deployment: ONNX, OpenVINO or safetensors files, or a web page; checked before it is kept.
 
 python deploy.py --model_weight weights/street.pth --format openvino --precision bf16
 """
@@ -93,7 +93,7 @@ def check_agreement(
 def web_aside(
     model: FastSCNN, metadata: dict, output: Path, weights: str, runtime: Path | None, images: Sequence[np.ndarray]
 ) -> Iterator[Network]:
-    """Writes a site with the ONNX file in it; see exported_aside and site_aside."""
+    """Writes a site with the ONNX file in it; see site_aside, and exported_aside for the rest."""
     with (
         site_aside(output, weights, metadata, runtime) as path,
         exported_aside(model, metadata, path, "onnx", images) as network,
@@ -186,15 +186,16 @@ def main() -> int:
         aside = safetensors_aside(model, metadata, output)
     else:
         metadata = export_metadata(model, source, args.precision, size, loaded["classes"])
-        aside = exported_aside(model, metadata, output, args.format, images)
         if args.format == WEB:
             aside = web_aside(model, metadata, output, weights.name, runtime, images)
+        else:
+            aside = exported_aside(model, metadata, output, args.format, images)
     with aside as network:
         share = check_agreement(model, network, images, least, [size] if size else DYNAMIC_SIZES)
         metadata |= {"agreement": share, "least_agreement": least}
     if args.format == WEB:
-        place = "the folder" if runtime else f"{CDN}, as --runtime was not given"
-        print(f"{output}: any size, {RUNTIME_PACKAGE} from {place}; to look at it: python {output / 'serve.py'}")
+        place = "the folder itself" if runtime else CDN
+        print(f"{output}: any size; {RUNTIME_PACKAGE} comes from {place}; look at it by python {output / 'serve.py'}")
         return 0
     accepted = f"{args.height}x{args.width}" if size else "any size"
     print(f"{', '.join(map(str, exported_files(output)))}: {args.precision}, {accepted}")

@@ -17,10 +17,13 @@ let asked = 0; // how many pictures were asked for; a decoder may be overtaken
 let busy = false; // the worker has pixels
 let again = false; // the source or the size changed meanwhile
 let answer = null; // resolves what the worker is asked
-let times = []; // when the last frames of the camera came
+let times = []; // when the picture was begun, or the last frames of the camera came
 
 worker.onmessage = ({ data }) => answer(data);
-worker.onerror = (event) => answer({ problem: event.message || "worker.js cannot be loaded" });
+worker.onerror = (event) => {
+  const problem = event.message || "worker.js cannot be loaded: export the site again.";
+  (answer ?? fail)({ problem, message: problem });
+};
 
 function ask(message, transfer = []) {
   worker.postMessage(message, transfer);
@@ -90,6 +93,9 @@ async function segment() {
 
 async function segmentOnce() {
   const moving = isCamera();
+  if (!moving) {
+    times = [performance.now()];
+  }
   const { pixels, notes } = draw(source, Number($("longest").value), canvas);
   const { width, height } = pixels;
   if (!moving) {
@@ -120,9 +126,10 @@ function showNumbers({ networkMs, headMs }, width, height) {
   $("size").textContent = `${width} x ${height}`;
   $("network-ms").textContent = `${networkMs.toFixed(networkMs < 10 ? 1 : 0)} ms`;
   $("head-ms").textContent = `${headMs.toFixed(headMs < 10 ? 1 : 0)} ms`;
-  times = isCamera() ? [...times, performance.now()].slice(-RATE_OVER - 1) : [];
-  const seconds = (times.at(-1) - times[0]) / 1000;
-  $("rate").textContent = seconds > 0 ? ((times.length - 1) / seconds).toFixed(1) : "–";
+  times = [...times, performance.now()].slice(-RATE_OVER - 1);
+  const passed = times.at(-1) - times[0];
+  $("rate-name").textContent = isCamera() ? "frames/s" : "in all";
+  $("rate").textContent = isCamera() ? ((1000 * (times.length - 1)) / passed).toFixed(1) : `${passed.toFixed(0)} ms`;
 }
 
 function fail(error) {
@@ -135,7 +142,7 @@ function stopCamera() {
     closeCamera(source);
     source = null;
   }
-  $("camera").textContent = "Start the camera";
+  $("camera").textContent = "Start camera";
 }
 
 /** Shows the first of these files. */
@@ -175,15 +182,17 @@ async function toggleCamera() {
       fail(new Error("The camera stopped: connect it, and start it again."));
     };
     source = video;
-    times = [];
-    $("camera").textContent = "Stop the camera";
+    times = [performance.now()];
+    $("camera").textContent = "Stop camera";
     await segment();
   } catch (error) {
     fail(error);
   }
 }
 
-$("open").addEventListener("click", () => $("file").click());
+for (const id of ["open", "invitation"]) {
+  $(id).addEventListener("click", () => $("file").click());
+}
 $("file").addEventListener("change", () => {
   openFiles([...$("file").files]);
   $("file").value = ""; // the same file again is a change too

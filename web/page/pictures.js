@@ -13,9 +13,10 @@ export const LEAST_SIDE = 32; // of what the network takes
 export async function decode(file) {
   const name = file.name ? `“${file.name}”` : "This";
   const image = new Image();
-  image.src = URL.createObjectURL(file);
   try {
-    await image.decode();
+    await new Promise((resolve, reject) => {
+      Object.assign(image, { onload: resolve, onerror: reject, src: URL.createObjectURL(file) });
+    });
     const { naturalWidth: width, naturalHeight: height } = image;
     if (width * height > MOST_PIXELS) {
       throw new RangeError(

@@ -3,6 +3,7 @@
 python serve.py [PORT]
 """
 
+import contextlib
 import http.server
 import sys
 from pathlib import Path
@@ -41,10 +42,8 @@ def main():
         print(f"error: cannot serve on port {port} ({error}); try: python serve.py 8001", file=sys.stderr)
         return 2
     print(f"open http://127.0.0.1:{server.server_port}/ in a browser; Ctrl-C ends this", flush=True)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
-    except KeyboardInterrupt:
-        pass
     return 0
 
 

@@ -64,7 +64,10 @@ async function start(provider, content, threads) {
   runtime.env.wasm.wasmPaths = base;
   runtime.env.wasm.numThreads = threads;
   runtime.env.logLevel = "error";
-  session = await runtime.InferenceSession.create(content, { executionProviders: [provider], logSeverityLevel: 3 });
+  const options = { executionProviders: [provider], logSeverityLevel: 3 };
+  session = await runtime.InferenceSession.create(content, options).catch((error) => {
+    throw new Error(`The runtime from ${base} does not start; is every file there? (${error.message})`);
+  });
   await segment({ pixels: new Uint8ClampedArray(4 * 64 * 64), width: 64, height: 64 });
 }
 
