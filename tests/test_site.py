@@ -23,7 +23,7 @@ import torch
 from browsers import plain_server, start_browser, text, wait_for
 from conftest import ROOT, assert_user_error, run_process, run_script
 from filelock import FileLock
-from PIL import Image
+from PIL import Image, ImageCms
 from test_label_head import make_logits
 from torch.nn import functional as F
 
@@ -365,13 +365,21 @@ def test_the_head_in_javascript_is_the_one_in_python(tmp_path: Path, request: py
 # The page
 
 
+def swapped_profile() -> bytes:
+    """A color profile by which red is blue and blue is red."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, blue = profile.index(b"rXYZ"), profile.index(b"bXYZ")  # in the table of tags, each before its offset and size
+    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    return bytes(profile)
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("ending", [".png", ".jpg"])
 def test_labels_are_those_of_python(ending: str, browser, address: str, tmp_path: Path) -> None:
     """Channels in another order, pixels that are scaled or turned otherwise, another palette, a shift by a pixel."""
     path = tmp_path / f"scene{ending}"
     if ending == ".png":
-        cv2.imwrite(str(path), draw_scene(3, 256, 512)[0][..., ::-1])
+        Image.fromarray(draw_scene(3, 256, 512)[0]).save(path, icc_profile=swapped_profile())
     else:  # 421 high and 250 wide, stored lying
         turned = Image.Exif()
         turned[0x0112] = 6
@@ -538,7 +546,7 @@ def test_a_missing_file_is_named(name: str, words: str, browser, site: Path, tmp
 def test_from_disk_the_page_says_what_to_run(browser) -> None:
     """A page that looks dead to whoever opens it by a double click."""
     browser.get((PAGE / "index.html").as_uri())
-    assert "python serve.py" in text(browser, "from-disk")
+    assert "python serve.py" in text(browser, "from-disk") and "Open picture" not in text(browser, "main")
 
 
 @pytest.mark.browser

@@ -58,8 +58,8 @@ async function hasAdapter() {
 async function start(provider, content, threads) {
   const base = new URL(network.runtime.url, location.href).href;
   const file = `${base}ort.${provider}.min.mjs`;
-  runtime = await import(file).catch((error) => {
-    throw new Error(`The runtime cannot be loaded from ${file} (${error.message}).`);
+  runtime = await import(file).catch(() => {
+    throw new Error(`The runtime cannot be loaded from ${file}: is the file there, and can it be reached?`);
   });
   runtime.env.wasm.wasmPaths = base;
   runtime.env.wasm.numThreads = threads;
