@@ -115,8 +115,10 @@ def serve(site: Path) -> Iterator[str]:
     """Runs a site's own server; yields its address."""
     command = [sys.executable, site / "serve.py", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield process.stdout.readline().split()[1]
-        process.terminate()
+        try:
+            yield process.stdout.readline().split()[1]
+        finally:
+            process.terminate()
 
 
 @pytest.fixture(scope="session")
@@ -350,6 +352,8 @@ def test_the_head_in_javascript_is_the_one_in_python(tmp_path: Path, request: py
         for seed, (kind, size) in enumerate((kind, size) for kind in kinds for size in sizes)
         for align_corners in (False, True)
     ]
+    near = make_logits(97, (1, 19, 45, 60), "equal classes")[0]
+    jobs += [(near, (353, 475), align_corners) for align_corners in (False, True)]
     jobs.append((make_logits(99, (1, 255, 9, 30), "noise")[0], (64, 200), False))
     jobs.append((make_logits(98, (1, 2, 40, 60), "noise")[0], (33, 130), False))  # fewer pixels than logits
     # The values are PyTorch's own, bit for bit, where it multiplies and adds in one step; else nearly so.
@@ -451,7 +455,9 @@ if (bytes.length) {
   data.items.add("words", "text/plain");
 }
 const how = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
-document.body.dispatchEvent(arguments[1] === "drop" ? new DragEvent("drop", how) : new ClipboardEvent("paste", how));
+return arguments[1] === "drop"
+  ? [document.body.dispatchEvent(new DragEvent("dragover", how)), document.body.dispatchEvent(new DragEvent("drop", how))]
+  : document.body.dispatchEvent(new ClipboardEvent("paste", how));
 """
 
 
@@ -460,7 +466,8 @@ def test_pictures_are_dropped_and_pasted(browser, address: str, picture: Path) -
     """A picture that the browser opens in place of the page, or that nothing happens to."""
     for way in ("drop", "paste"):
         go(browser, address + WASM)
-        browser.execute_script(GIVE, "", way)
+        goes_on = browser.execute_script(GIVE, "", way)
+        assert goes_on == ([False, False] if way == "drop" else True)  # false: the browser does not open it itself
         wait_for(browser, lambda: "That holds no file" in text(browser, "problem"))
         browser.execute_script(GIVE, base64.b64encode(picture.read_bytes()).decode(), way)
         wait_for(browser, lambda: text(browser, "size") == "128 x 64")
