@@ -455,9 +455,10 @@ if (bytes.length) {
   data.items.add("words", "text/plain");
 }
 const how = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
+const send = (event) => document.body.dispatchEvent(event);
 return arguments[1] === "drop"
-  ? [document.body.dispatchEvent(new DragEvent("dragover", how)), document.body.dispatchEvent(new DragEvent("drop", how))]
-  : document.body.dispatchEvent(new ClipboardEvent("paste", how));
+  ? [send(new DragEvent("dragover", how)), send(new DragEvent("drop", how))]
+  : send(new ClipboardEvent("paste", how));
 """
 
 
