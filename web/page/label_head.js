@@ -2,19 +2,18 @@
 //
 // Between four neighbouring logits (a cell, about 8x8 pixels) bilinear interpolation is a convex combination of them.
 // Where all four have the same highest class, every pixel of the cell has it too; elsewhere only a class whose highest
-// corner reaches the best lowest corner of any class can win, mostly one of two or three.
+// corner reaches the best lowest corner of any class can win, mostly one of two or three. Both hold with rounding too:
+// all values are computed in the same steps, and each step rises with what goes into it.
 //
 // This file needs nothing of a browser: node runs it too.
-
-// Two ways to compute the same sum of four products differ by less than this share of the largest logit.
-const ROUNDING = 16 * 2 ** -24;
 
 const { fround } = Math;
 
 // Where the pixels of one axis lie: pixel i is at weight0[i] * logit first[i] + weight1[i] * logit second[i].
 //
 // Weights, and values further below, are rounded as PyTorch rounds them on x86: all in single precision, with fused
-// multiply-add, which `fround(a * b + c)` is in double precision. Near-ties are then settled as PyTorch settles them.
+// multiply-add, which `fround(a * b + c)` is in double precision. Near-ties are then settled as PyTorch settles them, but
+// for very small pictures, where it computes in another order.
 function layOut(length, size, alignCorners) {
   const first = new Int32Array(size);
   const second = new Int32Array(size);
@@ -37,41 +36,26 @@ function cellsOf(first) {
   return starts.map((start, n) => [start, starts[n + 1] ?? first.length]);
 }
 
-// The highest class at each logit, or -1 where another one is within rounding of it; and the largest absolute logit.
+// The highest class at each logit.
 function highestClasses(logits, classes, plane) {
-  let largest = 0;
-  for (let i = 0; i < classes * plane; i += 1) {
-    const size = Math.abs(logits[i]);
-    if (!(size < Infinity)) {
-      throw new Error("the network gave values that are not numbers");
-    }
-    if (size > largest) {
-      largest = size;
-    }
+  if (!logits.every(Number.isFinite)) {
+    throw new Error("the network gave values that are not numbers");
   }
-  const seen = new Int16Array(plane);
-  for (let at = 0; at < plane; at += 1) {
-    let best = -Infinity;
-    let next = -Infinity;
-    for (let k = 0; k < classes; k += 1) {
-      const value = logits[k * plane + at];
-      if (value > best) {
-        next = best;
-        best = value;
+  const seen = new Uint8Array(plane);
+  const best = logits.slice(0, plane);
+  for (let k = 1; k < classes; k += 1) {
+    for (let at = 0; at < plane; at += 1) {
+      if (logits[k * plane + at] > best[at]) {
+        best[at] = logits[k * plane + at];
         seen[at] = k;
-      } else if (value > next) {
-        next = value;
       }
     }
-    if (next >= best - ROUNDING * largest) {
-      seen[at] = -1;
-    }
   }
-  return { seen, largest };
+  return seen;
 }
 
 // The classes that can be the highest somewhere between four corners, in order.
-function mayWin(logits, classes, plane, [a, b, c, d], margin) {
+function mayWin(logits, classes, plane, [a, b, c, d]) {
   const tops = [];
   let least = -Infinity;
   for (let k = 0; k < classes; k += 1) {
@@ -80,11 +64,11 @@ function mayWin(logits, classes, plane, [a, b, c, d], margin) {
     tops.push(Math.max(one, two, three, four));
     least = Math.max(least, Math.min(one, two, three, four));
   }
-  return [...tops.keys()].filter((k) => tops[k] >= least - margin);
+  return [...tops.keys()].filter((k) => tops[k] >= least);
 }
 
 /**
- * The class with the highest logit, after bilinear interpolation, of each pixel; of equal ones the first.
+ * The class with the highest logit, after bilinear interpolation, of each pixel; of equal ones, one.
  *
  * @param {Float32Array} logits classes x height x width values
  * @param {[number, number, number]} shape classes (at most 256), height and width of the logits
@@ -96,7 +80,7 @@ function mayWin(logits, classes, plane, [a, b, c, d], margin) {
 export function labelsFromLogits(logits, shape, size, alignCorners) {
   const [classes, height, width] = shape;
   const plane = height * width;
-  const { seen, largest } = highestClasses(logits, classes, plane);
+  const seen = highestClasses(logits, classes, plane);
   const rows = layOut(height, size[0], alignCorners);
   const columns = layOut(width, size[1], alignCorners);
   const labels = new Uint8Array(size[0] * size[1]);
@@ -107,13 +91,13 @@ export function labelsFromLogits(logits, shape, size, alignCorners) {
       const [p, q] = [columns.first[left], columns.second[left]];
       const corners = [upper + p, upper + q, lower + p, lower + q];
       const label = seen[corners[0]];
-      if (label >= 0 && corners.every((at) => seen[at] === label)) {
+      if (corners.every((at) => seen[at] === label)) {
         for (let y = top; y < bottom; y += 1) {
           labels.fill(label, y * size[1] + left, y * size[1] + right);
         }
         continue;
       }
-      const names = mayWin(logits, classes, plane, corners, ROUNDING * largest);
+      const names = mayWin(logits, classes, plane, corners);
       const values = names.map((k) => corners.map((at) => logits[k * plane + at]));
       for (let y = top; y < bottom; y += 1) {
         for (let x = left; x < right; x += 1) {
