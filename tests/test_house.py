@@ -30,7 +30,8 @@ ALLOWED = {
     "speed": {"model", "classes", "dataset", "images", "loading", "utils", "inference", "training"},
 }
 SCRIPTS = {"train", "evaluate", "deploy", "viewer", "synthetic", "benchmark", "hubconf"}
-FILES = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in (".venv", "tests", "docs"))
+OTHERS = (".venv", "tests", "docs", "runs", "weights")  # the last two may hold sites, with the server that is in each
+FILES = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in OTHERS)
 
 
 def room(path: Path) -> str:
