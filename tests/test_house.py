@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,8 @@ ALLOWED = {
     "speed": {"model", "classes", "dataset", "images", "loading", "utils", "inference", "training"},
 }
 SCRIPTS = {"train", "evaluate", "deploy", "viewer", "synthetic", "benchmark", "hubconf"}
-OTHERS = (".venv", "tests", "docs", "runs", "weights")  # the last two may hold sites, with the server that is in each
-FILES = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in OTHERS)
+OTHERS = re.compile(r"\.venv|tests|docs|runs|weights|.*_site")  # the last three: sites, with a server in each
+FILES = sorted(path for path in ROOT.rglob("*.py") if not OTHERS.fullmatch(path.relative_to(ROOT).parts[0]))
 
 
 def room(path: Path) -> str:
