@@ -7,7 +7,7 @@ DATA   := $(RUN)/data
 HEIGHT := 192
 WIDTH  := 384
 
-.PHONY: demo view test lint format clean
+.PHONY: demo view web test lint format clean
 
 demo: $(VENV)/.installed
 	$(PY) synthetic.py --output $(DATA) --height $(HEIGHT) --width $(WIDTH) --train 200 --val 40 --test 4 --seed 0
@@ -26,6 +26,13 @@ view: $(VENV)/.installed
 	$(PY) synthetic.py --output runs/view/data --height 360 --width 480 --train 0 --val 1 --test 0 --seed 7
 	$(PY) viewer.py --data_path runs/view/data --model_weight weights/street.pth --output runs/view/result.png \
 	    --input_pic val/samplestadt/samplestadt_000000_000019_leftImg8bit.png
+
+web: $(VENV)/.installed-deploy
+	@command -v npm > /dev/null || { echo "npm is missing, which gets the page's runtime: install Node.js"; exit 2; }
+	rm -rf runs/web/package && mkdir -p runs/web
+	cd runs/web && npm pack --silent $$(cd ../.. && $(PY) -c "from web.site import RUNTIME_PACKAGE as p; print(p)")
+	tar -xzf runs/web/onnxruntime-web-*.tgz -C runs/web && rm runs/web/onnxruntime-web-*.tgz
+	$(PY) deploy.py --model_weight weights/street.pth --format web --runtime runs/web/package --output runs/web/site
 
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest -n auto --maxprocesses 4
@@ -48,6 +55,10 @@ $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements-deploy.txt $(VENV)/.installed
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-deploy.txt
+$(VENV)/.installed-deploy: requirements-deploy.txt $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-deploy.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed-deploy
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

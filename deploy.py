@@ -1,4 +1,4 @@
-"""Export of a checkpoint for deployment: ONNX, OpenVINO or safetensors files, checked before they are kept.
+"""Export of a checkpoint for deployment: ONNX, OpenVINO or safetensors files, or a web page; checked before it is kept.
 
 python deploy.py --model_weight weights/street.pth --format openvino --precision bf16
 """
@@ -6,9 +6,10 @@ python deploy.py --model_weight weights/street.pth --format openvino --precision
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -23,9 +24,10 @@ from model import FastSCNN
 from street.scene import draw_scene
 from utils import UserError, run_cli, writable_folder
 from viewing.sources import find_pictures
+from web.site import CDN, RUNTIME_PACKAGE, check_site, find_runtime, site_aside
 
-SAFETENSORS = "safetensors"
-ENDINGS = {**FORMATS, SAFETENSORS: ".safetensors"}
+SAFETENSORS, WEB = "safetensors", "web"
+ENDINGS = {**FORMATS, SAFETENSORS: ".safetensors", WEB: "_site"}
 # A file for any size is checked at these: two of them are not the size that it was traced at.
 DYNAMIC_SIZES = ((256, 512), (360, 480), (333, 417))
 
@@ -87,6 +89,18 @@ def check_agreement(
     return min(shares)
 
 
+@contextlib.contextmanager
+def web_aside(
+    model: FastSCNN, metadata: dict, output: Path, weights: str, runtime: Path | None, images: Sequence[np.ndarray]
+) -> Iterator[Network]:
+    """Writes a site with the ONNX file in it; see site_aside, and exported_aside for the rest."""
+    with (
+        site_aside(output, weights, metadata, runtime) as path,
+        exported_aside(model, metadata, path, "onnx", images) as network,
+    ):
+        yield network
+
+
 def weights_metadata(loaded: dict) -> dict:
     """Returns what a weight file says about itself, from load_model, in values that JSON has."""
     plain = {key: value for key, value in loaded.items() if isinstance(value, (str, int, float)) or key == "variant"}
@@ -96,7 +110,8 @@ def weights_metadata(loaded: dict) -> dict:
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
-        description="Export a checkpoint to ONNX, OpenVINO or safetensors, and check the result against PyTorch.",
+        description="Export a checkpoint to ONNX, OpenVINO, safetensors or a web page, and check the result against "
+        "PyTorch.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model_weight", default="1024_2048_model.pth", help="weights that train.py wrote")
@@ -116,7 +131,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="keep the file if this share of the labels is PyTorch's, 0 to 1; by precision if not given",
     )
-    parser.add_argument("--output", help="file to write; next to the weights if not given")
+    parser.add_argument("--output", help="file to write, for web a folder; next to the weights if not given")
+    parser.add_argument(
+        "--runtime",
+        metavar="FOLDER",
+        help=f"for web: the unpacked npm package {RUNTIME_PACKAGE}, to be copied; from a CDN if not given",
+    )
     return parser
 
 
@@ -124,16 +144,19 @@ def parse_args() -> argparse.Namespace:
     """Reads and checks the command line."""
     args = build_parser().parse_args()
     check_size((args.height, args.width), "--height, --width")
-    if args.format != SAFETENSORS:
+    if args.format in FORMATS:
         check_precision(args.format, args.precision)
     elif args.precision != "fp32":
-        raise UserError(f"--precision is {args.precision}, but safetensors are written as they are loaded: use fp32")
+        reason = "safetensors are written as they are loaded" if args.format == SAFETENSORS else "the page runs fp32"
+        raise UserError(f"--precision is {args.precision}, but {reason}: use fp32")
+    if args.runtime and args.format != WEB:
+        raise UserError(f"--runtime was given, which --format {args.format} has no use for; leave it out")
     if args.precision == "int8" and not args.pictures:
         raise UserError("int8 has to be calibrated: name a folder of street pictures with --pictures")
     if args.least_agreement is not None and not 0 <= args.least_agreement <= 1:
         raise UserError(f"--least_agreement is {args.least_agreement:g}, expected a share from 0 to 1, such as 0.98")
     ending = ENDINGS[args.format]
-    if args.output and Path(args.output).suffix.lower() != ending:
+    if args.output and args.format != WEB and Path(args.output).suffix.lower() != ending:
         raise UserError(f"--output is {args.output}, expected a name that ends with {ending} for {args.format}")
     return args
 
@@ -147,21 +170,33 @@ def main() -> int:
         raise UserError(f"--pictures: no picture that OpenCV decodes in {args.pictures}; name a folder of pictures")
     if left_out:
         print(left_out)
-    output = Path(args.output) if args.output else Path(args.model_weight).with_suffix(ENDINGS[args.format])
-    check_output(output, [Path(args.model_weight), *found])
+    weights = Path(args.model_weight)
+    output = Path(args.output) if args.output else weights.with_name(weights.stem + ENDINGS[args.format])
+    runtime = find_runtime(args.runtime) if args.runtime else None
+    if args.format == WEB:
+        check_site(output)
+    else:
+        check_output(output, [weights, *found])
     images = read_pictures(found)
-    source = hashlib.sha256(Path(args.model_weight).read_bytes()).hexdigest()
-    size = None if args.dynamic or args.format == SAFETENSORS else (args.height, args.width)
+    source = hashlib.sha256(weights.read_bytes()).hexdigest()
+    size = None if args.dynamic or args.format in (SAFETENSORS, WEB) else (args.height, args.width)
     least = AGREEMENT[args.precision] if args.least_agreement is None else args.least_agreement
     if args.format == SAFETENSORS:
         metadata = {**weights_metadata(loaded), "source_sha256": source}
         aside = safetensors_aside(model, metadata, output)
     else:
         metadata = export_metadata(model, source, args.precision, size, loaded["classes"])
-        aside = exported_aside(model, metadata, output, args.format, images)
+        if args.format == WEB:
+            aside = web_aside(model, metadata, output, weights.name, runtime, images)
+        else:
+            aside = exported_aside(model, metadata, output, args.format, images)
     with aside as network:
         share = check_agreement(model, network, images, least, [size] if size else DYNAMIC_SIZES)
         metadata |= {"agreement": share, "least_agreement": least}
+    if args.format == WEB:
+        place = "the folder itself" if runtime else CDN
+        print(f"{output}: any size; {RUNTIME_PACKAGE} comes from {place}; look at it by python {output / 'serve.py'}")
+        return 0
     accepted = f"{args.height}x{args.width}" if size else "any size"
     print(f"{', '.join(map(str, exported_files(output)))}: {args.precision}, {accepted}")
     return 0
