@@ -19,16 +19,18 @@ from tqdm import tqdm
 from classes import Classes
 from dataset import DataSet, Read, Sample, read_pair
 from description import open_data
-from evaluate import Scores, evaluate, official_command
+from evaluate import evaluate, official_command
 from images import DataError
 from inference.backends import torch_network
 from inference.checkpoints import build_model, check_state, initial_model
 from inference.predictions import PredictionWriter
 from loading import naming_dead_workers
 from model import FastSCNN
+from scores import Scores
 from training import distributed
 from training.augment import EpochSampler, make_loader
 from training.cache import open_cache
+from training.console import epoch_line, print_start
 from training.frames import find_frames, find_unions, padding, print_check, refuse_other_names
 from training.learner import Learner, half_precision, on_device
 from training.plots import deciding_score
@@ -113,18 +115,7 @@ class Trainer:
                 "images_per_s": images_per_s,
             }
             self.finish_epoch(row, scores)
-            rest = ""
-            if scores.class_miou != scores.class_miou_present:
-                rest += f"of present classes {100 * scores.class_miou_present:.2f} %  "
-            if scores.joined:
-                rest += f"joined {100 * scores.joined_miou:.2f} %  "
-            if self.data.classes.categories:
-                rest += f"category mIoU {100 * scores.category_miou:.2f} %  "
-            tqdm.write(  # as print, but above the bars
-                f"epoch {epoch}/{self.args.epochs}  train loss {train_loss:.4f}  val loss {scores.loss:.4f}  "
-                f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %  class mIoU {100 * scores.class_miou:.2f} %  "
-                f"{rest}{images_per_s:.1f} images/s"
-            )
+            tqdm.write(epoch_line(row, self.args.epochs))  # as print, but above the bars
             sys.stdout.flush()
         self.learner.scored.load_state_dict(self.best["model"])
         return self.validate(write=True)
@@ -240,27 +231,6 @@ def make_model(args: argparse.Namespace, classes: Classes, state: dict | None) -
         model = FastSCNN(len(classes), aux=aux)
     model.input_scale = args.input_scale
     return model
-
-
-def print_start(args: argparse.Namespace, learner: Learner, sampler: EpochSampler, val_frames: int, macs: int) -> None:
-    """Prints what is about to be trained, on which device and data."""
-    device = learner.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    if distributed.count() > 1:
-        name = f"{distributed.count()} processes, each {name}"
-    precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16, gradients scaled"}[learner.half]
-    print(f"device {device} ({name}), {precision}, torch {torch.__version__}")
-    if args.amp and learner.half is None:
-        print(
-            "--amp changes nothing: this processor has no instructions for bf16, without which it is slower than fp32"
-        )
-    parameters = sum(parameter.numel() for parameter in learner.model.parameters())
-    print(f"Fast-SCNN: {parameters:,} parameters, {macs / 1e9:.2f} G MACs at {args.crop_h}x{args.crop_w} (thop)")
-    print(
-        f"{sampler.length} training and {val_frames} validation frames; total batch {args.batch_size}, "
-        f"{len(sampler)} steps per epoch, {args.epochs} epochs, {args.epochs * len(sampler)} steps"
-    )
-    print(f"recipe {args.recipe}: {args.optimizer}, lr {learner.peak_lr:g}, {args.loss}, seed {args.seed}", flush=True)
 
 
 def open_all(args: argparse.Namespace) -> tuple[DataSet, dict[str, DataSet]]:

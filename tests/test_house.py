@@ -20,6 +20,7 @@ ALLOWED = {
     "loading": {"classes", "dataset", "images", "utils"},
     "streams": set(),
     "unions": {"classes", "images", "streams"},
+    "scores": {"classes", "unions"},
     "numpy_scalars": set(),
     "utils": {"numpy_scalars", "streams"},
     "street": set(),
