@@ -6,6 +6,7 @@ python evaluate.py --model_weight 1024_2048_model.pth --split val --json scores.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -37,6 +38,28 @@ from training import distributed
 from training.losses import pixel_loss
 from unions import Members, Unions
 from utils import UserError, refuse_input, run_cli, writable_folder, write_file
+from web.report import WIDTH, WIDTHS, Report
+from web.report_data import About
+
+
+class _WrittenByFirst:
+    """What any process makes of a frame and the first one writes: its own at once, that of the others at the end."""
+
+    def __init__(self, write: Callable[..., None]):
+        self.write = write
+        self.waiting: list[tuple] = []
+
+    def put(self, made: tuple) -> None:
+        """Takes the arguments of `write`."""
+        if distributed.is_first():
+            self.write(*made)
+        else:
+            self.waiting.append(made)
+
+    def finish(self) -> None:
+        """Sends what waits to the first process."""
+        for made in itertools.chain.from_iterable(distributed.gather_to_first(self.waiting)):
+            self.write(*made)
 
 
 @torch.inference_mode()
@@ -47,6 +70,7 @@ def evaluate(
     *,
     workers: int = 0,
     writer: PredictionWriter | None = None,
+    report: Report | None = None,
     read: Read = read_pair,
     with_loss: bool = False,
     before_each: Callable[[], None] = lambda: None,
@@ -54,7 +78,7 @@ def evaluate(
     """Predicts every frame at its full size and scores the predictions: the one path to every reported number.
 
     Of several processes, each takes its share of the frames, no frame twice; all get the scores of the whole set, and
-    the first writes all predictions.
+    the first writes all predictions and the pictures of the report.
 
     Args:
         network: on any engine.
@@ -62,6 +86,7 @@ def evaluate(
         classes: of the labels and of the network.
         workers: loader processes.
         writer: writes the predictions, if given.
+        report: gets every frame, if given.
         read: reads a frame, from files or from a cache.
         with_loss: also compute the loss, which takes longer than everything else; otherwise it is NaN.
         before_each: called before each frame; may raise to stop.
@@ -72,17 +97,19 @@ def evaluate(
     """
     if writer and distributed.is_first():
         writer.clear()
-    samples = samples[distributed.rank() :: distributed.count()]
-    loader = frame_loader(FrameSet(samples, read), workers)
+    places = range(len(samples))[distributed.rank() :: distributed.count()]
+    loader = frame_loader(FrameSet([samples[place] for place in places], read), workers)
     unions = Unions.of([classes.labels], len(classes))
     table = unions.table(classes.labels)
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     loss_sum = 0.0
-    unwritten = []
+    predictions = _WrittenByFirst(writer.write) if writer else None
+    drawn = _WrittenByFirst(report.add) if report else None
     with naming_dead_workers(loader):
         for images, targets, index in tqdm(loader, desc="evaluate", leave=False, disable=distributed.hide_bars()):
             before_each()
-            sample = samples[int(index)]
+            place = places[int(index)]
+            sample = samples[place]
             check_size(images.shape[1:3], sample.image)
             if with_loss:
                 logits = network.run(images)
@@ -91,16 +118,15 @@ def evaluate(
                 loss_sum += summed_loss(logits, learnt, network.align_corners, unions.members)
             else:
                 labels = network.labels(images)
-            confusion += confusion_matrix(targets.to(labels.device), labels, len(classes)).cpu()
+            counts = confusion_matrix(targets.to(labels.device), labels, len(classes)).cpu()
+            confusion += counts
+            train_ids = labels[0].to(torch.uint8).cpu().numpy() if writer or report else None
             if writer:
-                encoded = writer.encode(sample, labels[0].to(torch.uint8).cpu().numpy())
-                if distributed.is_first():
-                    writer.write(*encoded)
-                else:
-                    unwritten.append(encoded)
-    if writer:
-        for encoded in itertools.chain.from_iterable(distributed.gather_to_first(unwritten)):
-            writer.write(*encoded)
+                predictions.put(writer.encode(sample, train_ids))
+            if report:
+                drawn.put(report.draw(place, images[0].numpy(), targets[0].numpy(), train_ids, counts.numpy()))
+    for written in filter(None, (predictions, drawn)):
+        written.finish()
     confusion = distributed.all_reduce_sum(confusion)
     loss_sum = float(distributed.all_reduce_sum(torch.tensor(loss_sum, dtype=torch.float64)))
     pixels = int(confusion.sum())
@@ -155,53 +181,108 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save_dir", help="write label-id PNGs here (test: $CITYSCAPES_RESULTS, else ./results)")
     parser.add_argument("--color_dir", help="write color PNGs here")
     parser.add_argument("--json", metavar="FILE", help="write the scores here")
+    parser.add_argument("--report", metavar="DIR", help="write a folder with a page of the scores and all frames here")
+    parser.add_argument("--compare", metavar="DIR", help="with --report: another report, to show the differences to")
+    parser.add_argument("--report_width", type=int, default=WIDTH, help="most pixels in width of its pictures")
     add_backend_flags(parser)
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="loader processes")
     return parser
 
 
+def check_args(args: argparse.Namespace) -> None:
+    """Refuses flags that do not go together.
+
+    Raises:
+        UserError: says which.
+    """
+    predict_only = args.split == "test"
+    for flag in ("json", "report"):
+        if predict_only and getattr(args, flag):
+            raise UserError(
+                f"--{flag} was given for the test split, which has no public labels to score; use --split val"
+            )
+    if args.width is not None and (args.save_dir or predict_only or not MIN_SIZE <= args.width <= 16384):
+        raise UserError(f"--width is {args.width}, expected {MIN_SIZE} to 16384, to score a split without --save_dir")
+    if args.compare and not args.report:
+        raise UserError("--compare was given without --report; give both")
+    if not WIDTHS[0] <= args.report_width <= WIDTHS[1]:
+        raise UserError(f"--report_width is {args.report_width}, expected {WIDTHS[0]} to {WIDTHS[1]}")
+
+
+def open_outputs(
+    args: argparse.Namespace, samples: Sequence[Sample], classes: Classes
+) -> tuple[PredictionWriter | None, Report | None]:
+    """Returns what writes predictions and report, where they are asked for, after a check of all outputs.
+
+    Raises:
+        UserError: one of them cannot be written.
+    """
+    save_dir = args.save_dir
+    if save_dir is None and args.split == "test":
+        save_dir = os.environ.get("CITYSCAPES_RESULTS", "results")
+    if args.color_dir and save_dir is None:
+        raise UserError("--color_dir was given without --save_dir; give both")
+    report = None
+    if args.report:
+        outputs = (args.json, save_dir, args.color_dir)
+        report = Report(args.report, classes, samples, args.report_width, args.compare, outputs)
+    writer = PredictionWriter(save_dir, samples, classes, args.color_dir) if save_dir else None
+    if args.json:
+        writable_folder(Path(args.json).absolute().parent)
+        refuse_input(args.json, "--json", [args.model_weight, *(file for s in samples for file in (s.image, s.label))])
+    return writer, report
+
+
+def find_notes(args: argparse.Namespace, samples: Sequence[Sample], metadata: dict) -> list[str]:
+    """Returns what a reader should know of the scores."""
+    notes = [train_ids_note(samples)]
+    if args.split in metadata.get("train_split", "train").split("+"):
+        notes.append(f"the {args.split} split was seen in training: these scores say little about other pictures")
+    return [note for note in notes if note]
+
+
 def main() -> int:
     """Scores a checkpoint on a split, or predicts the test split."""
     args = build_parser().parse_args()
-    predict_only = args.split == "test"
-    if predict_only and args.json:
-        raise UserError("--json was given for the test split, which has no public labels to score; use --split val")
-    if args.width is not None and (args.save_dir or predict_only or not MIN_SIZE <= args.width <= 16384):
-        raise UserError(f"--width is {args.width}, expected {MIN_SIZE} to 16384, to score a split without --save_dir")
+    check_args(args)
     data = open_data(args.data_path, args.data_root)
     samples = data.find(args.split)
     check_headers(samples)
     network, metadata = load_network(args.model_weight, args.device, args.backend, args.precision, data.classes)
-    save_dir = args.save_dir
-    if save_dir is None and predict_only:
-        save_dir = os.environ.get("CITYSCAPES_RESULTS", "results")
-    if args.color_dir and save_dir is None:
-        raise UserError("--color_dir was given without --save_dir; give both")
-    writer = PredictionWriter(save_dir, samples, data.classes, args.color_dir) if save_dir else None
-    if args.json:
-        writable_folder(Path(args.json).absolute().parent)
-        refuse_input(args.json, "--json", [args.model_weight, *(file for s in samples for file in (s.image, s.label))])
+    writer, report = open_outputs(args, samples, data.classes)
 
-    note = train_ids_note(samples)
-    if note:
+    notes = find_notes(args, samples, metadata)
+    for note in notes:
         print(note)
-    if args.split in metadata.get("train_split", "train").split("+"):
-        print(f"the {args.split} split was seen in training: these scores say little about other pictures")
     wide = f" made {args.width} wide" if args.width else ""
     epoch = f", epoch {metadata['epoch']}" if "epoch" in metadata else ""
     print(f"{args.model_weight}{epoch} on {args.data_path}, {args.split}: {len(samples)} frames{wide}, {network.name}")
     read = functools.partial(read_at_width, width=args.width) if args.width else read_pair
-    scores = evaluate(network, samples, data.classes, workers=args.workers, writer=writer, read=read)
-    if writer:
-        print(f"predictions: {writer.folder}")
-    if predict_only:
-        print("the test split is predicted only: its labels are not public")
-        return 1 if writer.refused else 0
-    if not scores.confusion.any():
-        check_frames(samples, args.split, data.classes, args.workers, decode_images=False).refuse_unlabelled()
-    print(scores.table())
-    if args.json:
-        write_file(args.json, json.dumps(scores.as_json(), indent=2).encode())
+    with report or contextlib.nullcontext():
+        scores = evaluate(network, samples, data.classes, workers=args.workers, writer=writer, report=report, read=read)
+        if writer:
+            print(f"predictions: {writer.folder}")
+        if args.split == "test":
+            print("the test split is predicted only: its labels are not public")
+            return 1 if writer.refused else 0
+        if not scores.confusion.any():
+            check_frames(samples, args.split, data.classes, args.workers, decode_images=False).refuse_unlabelled()
+        print(scores.table())
+        if args.json:
+            write_file(args.json, json.dumps(scores.as_json(), indent=2).encode())
+        if report:
+            notes += [f"frames were{wide}"] if wide else []
+            about = About(
+                weights=args.model_weight,
+                data=args.data_path,
+                split=args.split,
+                network=network.name,
+                command=shlex.join(["evaluate.py", *sys.argv[1:]]),
+                epoch=metadata.get("epoch"),
+                note="; ".join(notes),
+            )
+            report.finish(scores, about)
+            print(f"report: {report.path / 'index.html'}")
     return 1 if writer and writer.refused else 0
 
 

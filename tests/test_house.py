@@ -27,6 +27,7 @@ ALLOWED = {
     "inference": {"model", "classes", "dataset", "images", "utils"},
     "training": {"model", "classes", "dataset", "images", "loading", "unions", "utils"},
     "viewing": {"classes", "dataset", "images", "utils", "inference"},
+    "web": {"classes", "dataset", "images", "scores", "unions", "utils", "viewing"},
     "speed": {"model", "classes", "dataset", "images", "loading", "utils", "inference", "training"},
 }
 SCRIPTS = {"train", "evaluate", "deploy", "viewer", "synthetic", "benchmark", "hubconf"}

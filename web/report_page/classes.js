@@ -1,0 +1,111 @@
+// The classes: IoU as bars, sorted by a click on a column's head; a click on a class filters the frames.
+"use strict";
+
+const classOrder = { column: "iou", down: false };
+
+function showClasses() {
+  const body = byId("classes-body");
+  const table = element("table", { id: "class-table", className: report.other ? "with-other" : "" });
+  table.append(element("caption", { className: "spoken" }, "IoU and share of the labelled pixels of each class"));
+  table.append(element("thead", {}, element("tr", {}, ...classHeads())), element("tbody"));
+  body.append(table);
+  const side = element("div", { className: "side" });
+  if (report.scores.categories.length) side.append(meanTable("Categories", "categories"));
+  if (report.scores.joined.length) {
+    side.append(meanTable("Joined", "joined"));
+    for (const [id, members] of report.classes.unions) {
+      side.append(element("p", { className: "hint" }, `${nameOf(id)} in the labels: any of ${members.map(nameOf).join(", ")}`));
+    }
+  }
+  if (side.childElementCount) body.append(side);
+  fillClasses();
+}
+
+function classHeads() {
+  const columns = [["name", "Class"], ["iou", "IoU, %"], ["pixels", "Pixels, %"]];
+  if (report.other) columns.splice(2, 0, ["difference", "Change"]);
+  return columns.map(([column, label]) => {
+    const button = element("button", { type: "button", onclick: () => sortClasses(column) }, label);
+    return element("th", { scope: "col", className: column, "data-column": column }, button);
+  });
+}
+
+function sortClasses(column) {
+  // IoU and change begin with the worst, pixels with the most.
+  classOrder.down = classOrder.column === column ? !classOrder.down : column === "pixels";
+  classOrder.column = column;
+  fillClasses();
+}
+
+function fillClasses() {
+  const total = countPixels(report.confusion);
+  const rows = report.classes.names.map((name, id) => {
+    const iou = report.scores.iou[id];
+    const before = report.other ? report.other.scores.iou[id] : null;
+    const change = iou === null || before === null ? null : iou - before;
+    return { id, name, iou, before, difference: change, pixels: total.truth.get(id) || 0 };
+  });
+  const key = classOrder.column;
+  const sign = classOrder.down ? -1 : 1;
+  rows.sort((a, b) => {
+    if (key === "name") return sign * a.name.localeCompare(b.name);
+    if ((a[key] === null) !== (b[key] === null)) return a[key] === null ? 1 : -1; // what has no number is always last
+    return sign * (a[key] - b[key]) || a.id - b.id;
+  });
+  const body = document.querySelector("#class-table tbody");
+  body.replaceChildren(...rows.map((row) => classRow(row, total.labelled)));
+  for (const head of document.querySelectorAll("#class-table th[data-column]")) {
+    const sorted = head.dataset.column === key ? (classOrder.down ? "descending" : "ascending") : "none";
+    head.setAttribute("aria-sort", sorted);
+  }
+  markClass();
+}
+
+function classRow(row, labelled) {
+  const bar = element("span", { className: "bar", "aria-hidden": "true" }, element("span"));
+  bar.firstChild.style.width = `${100 * (row.iou || 0)}%`;
+  if (row.before !== null) {
+    const mark = element("i", { title: "the other report" });
+    mark.style.left = `${100 * row.before}%`;
+    bar.append(mark);
+  }
+  const button = element("button", { type: "button", "data-class": row.id }, swatch(row.id), element("span", {}, row.name));
+  const made = element(
+    "tr",
+    { className: row.iou === null ? "absent" : "", onclick: () => filterByClass(row.id) },
+    element("th", { scope: "row" }, button),
+    element("td", { className: "iou" }, bar, element("span", { className: "value" }, percent(row.iou))),
+    report.other ? element("td", { className: "change" }, difference(row.iou, row.before)) : null,
+    element("td", { className: "share" }, labelled ? fixed((100 * row.pixels) / labelled) : "–"),
+  );
+  if (row.iou === null) made.title = "neither in the ground truth nor predicted";
+  return made;
+}
+
+/** Shows which class the frames are filtered by. */
+function markClass() {
+  for (const button of document.querySelectorAll("#class-table button[data-class]")) {
+    const chosen = filter.kind === "class" && Number(button.dataset.class) === filter.truth;
+    button.setAttribute("aria-pressed", String(chosen));
+    button.closest("tr").classList.toggle("chosen", chosen);
+  }
+}
+
+function meanTable(title, key) {
+  const table = element("table", { className: "means" }, element("caption", {}, title));
+  const body = element("tbody");
+  report.scores[key].forEach(([name, iou], place) => {
+    const before = report.other ? report.other.scores[key][place][1] : null;
+    body.append(
+      element(
+        "tr",
+        {},
+        element("th", { scope: "row" }, name),
+        element("td", {}, percent(iou)),
+        report.other ? element("td", { className: "change" }, difference(iou, before)) : null,
+      ),
+    );
+  });
+  table.append(body);
+  return table;
+}
