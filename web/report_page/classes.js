@@ -5,15 +5,24 @@ const classOrder = { column: "iou", down: false };
 
 function showClasses() {
   const body = byId("classes-body");
-  const table = element("table", { id: "class-table", className: report.other ? "with-other" : "" });
+  if (report.other) document.querySelector("#classes .hint").append(` The mark on a bar is ${otherName()}.`);
+  const table = element("table", { id: "class-table", className: report.other ? "with-other" : "", role: "table" });
   table.append(element("caption", { className: "spoken" }, "IoU and share of the labelled pixels of each class"));
-  table.append(element("thead", {}, element("tr", {}, ...classHeads())), element("tbody"));
-  body.append(table);
+  table.append(element("thead", {}, element("tr", { role: "row" }, ...classHeads())), element("tbody"));
+  const absent = report.classes.names.filter((_, id) => report.scores.iou[id] === null);
+  const box = element("div", {}, table);
+  if (absent.length) {
+    const those = absent.length === 1 ? "1 class" : `${absent.length} classes`;
+    box.append(element("p", { className: "hint absent" }, `Neither in the ground truth nor predicted, ${those}: ${absent.join(", ")}`));
+  }
+  body.append(box);
   const side = element("div", { className: "side" });
-  if (report.scores.categories.length) side.append(meanTable("Categories", "categories"));
-  if (report.scores.joined.length) {
-    side.append(meanTable("Joined", "joined"));
-    for (const [id, members] of report.classes.unions) {
+  const { categories, joined } = report.scores;
+  if (categories.length) side.append(meanTable("Categories", "categories", categories.keys()));
+  if (joined.length) {
+    const { groups, unions } = report.classes;
+    side.append(meanTable("Joined", "joined", unions.map(([id]) => groups[id])));
+    for (const [id, members] of unions) {
       side.append(element("p", { className: "hint" }, `${nameOf(id)} in the labels: any of ${members.map(nameOf).join(", ")}`));
     }
   }
@@ -26,7 +35,7 @@ function classHeads() {
   if (report.other) columns.splice(2, 0, ["difference", "Change"]);
   return columns.map(([column, label]) => {
     const button = element("button", { type: "button", onclick: () => sortClasses(column) }, label);
-    return element("th", { scope: "col", className: column, "data-column": column }, button);
+    return element("th", { scope: "col", role: "columnheader", className: column, "data-column": column }, button);
   });
 }
 
@@ -53,7 +62,7 @@ function fillClasses() {
     return sign * (a[key] - b[key]) || a.id - b.id;
   });
   const body = document.querySelector("#class-table tbody");
-  body.replaceChildren(...rows.map((row) => classRow(row, total.labelled)));
+  body.replaceChildren(...rows.filter((row) => row.iou !== null).map((row) => classRow(row, total.labelled)));
   for (const head of document.querySelectorAll("#class-table th[data-column]")) {
     const sorted = head.dataset.column === key ? (classOrder.down ? "descending" : "ascending") : "none";
     head.setAttribute("aria-sort", sorted);
@@ -69,17 +78,16 @@ function classRow(row, labelled) {
     mark.style.left = `${100 * row.before}%`;
     bar.append(mark);
   }
-  const button = element("button", { type: "button", "data-class": row.id }, swatch(row.id), element("span", {}, row.name));
-  const made = element(
+  const name = element("span", {}, row.name, row.pixels ? null : element("span", { className: "weak" }, " only predicted"));
+  const button = element("button", { type: "button", "data-class": row.id }, swatch(row.id), name);
+  return element(
     "tr",
-    { className: row.iou === null ? "absent" : "", onclick: () => filterByClass(row.id) },
-    element("th", { scope: "row" }, button),
-    element("td", { className: "iou" }, bar, element("span", { className: "value" }, percent(row.iou))),
-    report.other ? element("td", { className: "change" }, difference(row.iou, row.before)) : null,
-    element("td", { className: "share" }, labelled ? fixed((100 * row.pixels) / labelled) : "–"),
+    { onclick: () => filterByClass(row.id), role: "row" },
+    element("th", { scope: "row", role: "rowheader" }, button),
+    element("td", { className: "iou", role: "cell" }, element("div", {}, bar, element("span", { className: "value" }, percent(row.iou)))),
+    report.other ? element("td", { className: "change", role: "cell" }, difference(row.iou, row.before)) : null,
+    element("td", { className: "share", role: "cell" }, labelled ? fixed((100 * row.pixels) / labelled) : "–"),
   );
-  if (row.iou === null) made.title = "neither in the ground truth nor predicted";
-  return made;
 }
 
 /** Shows which class the frames are filtered by. */
@@ -91,10 +99,12 @@ function markClass() {
   }
 }
 
-function meanTable(title, key) {
+/** A table of those scores at some places of a list. */
+function meanTable(title, key, places) {
   const table = element("table", { className: "means" }, element("caption", {}, title));
   const body = element("tbody");
-  report.scores[key].forEach(([name, iou], place) => {
+  for (const place of places) {
+    const [name, iou] = report.scores[key][place];
     const before = report.other ? report.other.scores[key][place][1] : null;
     body.append(
       element(
@@ -105,7 +115,7 @@ function meanTable(title, key) {
         report.other ? element("td", { className: "change" }, difference(iou, before)) : null,
       ),
     );
-  });
+  }
   table.append(body);
   return table;
 }

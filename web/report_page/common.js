@@ -34,7 +34,7 @@ function fixed(value) {
 function share(part, whole) {
   if (!whole) return "–";
   const value = (100 * part) / whole;
-  return value >= 10 ? value.toFixed(1) : value >= 0.095 ? value.toFixed(value < 0.995 ? 2 : 1) : value.toPrecision(1);
+  return value >= 9.995 ? value.toFixed(1) : value >= 0.01 ? value.toFixed(2) : value.toPrecision(1);
 }
 
 function integer(count) {

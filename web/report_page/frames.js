@@ -24,10 +24,14 @@ function showFrames() {
 }
 
 function orders() {
-  const all = [["worst", "worst mean IoU first"], ["best", "best mean IoU first"], ["wrong", "most wrong pixels first"], ["name", "by name"]];
-  if (report.other) all.unshift(["lost", "lost most first"], ["gained", "gained most first"]);
-  if (report.other) all.unshift(all.splice(2, 1)[0]);
-  return all;
+  const beside = [["lost", "lost most first"], ["gained", "gained most first"]];
+  return [
+    ["worst", "worst mean IoU first"],
+    ["best", "best mean IoU first"],
+    ...(report.other ? beside : []),
+    ["wrong", "most wrong pixels first"],
+    ["name", "by name"],
+  ];
 }
 
 function makeCard(card) {
@@ -42,6 +46,7 @@ function makeCard(card) {
   const panels = element("div", { className: "panels" });
   for (const [kind, label] of PANELS) {
     const stack = element("span", { className: `stack ${kind}`, onclick: () => openViewer(index) });
+    stack.style.setProperty("--ratio", frame.shown[1] / frame.shown[0]);
     if (kind === "errors") stack.append(picture(index, "input", frame, ""));
     stack.append(picture(index, kind, frame, `${label} of ${card.name}`));
     panels.append(element("figure", {}, stack, element("figcaption", {}, label)));
@@ -92,9 +97,8 @@ function listFrames() {
   const text = byId("search").value.trim().toLowerCase();
   const kept = cards.filter((card) => (!text || card.name.toLowerCase().includes(text)) && (filter.kind === "none" || amount(card) > 0));
   const order = byId("order").value;
-  const score = (value) => (value === null ? null : value);
   const keys = {
-    worst: (card) => score(card.frame.iou),
+    worst: (card) => card.frame.iou,
     best: (card) => (card.frame.iou === null ? null : -card.frame.iou),
     wrong: (card) => -card.counts.wrong,
     lost: (card) => card.change,
@@ -120,12 +124,13 @@ function describe(card) {
     card.score.replaceChildren("no labelled pixel");
     return;
   }
-  const parts = [element("b", {}, percent(frame.iou)), element("span", { className: "weak" }, " % mean IoU · "), `${share(counts.wrong, counts.labelled)} %`, element("span", { className: "weak" }, " wrong")];
-  if (report.other) parts.splice(2, 0, difference(frame.iou, card.before), element("span", { className: "weak" }, " · "));
-  if (report.other) parts[1].textContent = " % mean IoU ";
+  const weak = (text) => element("span", { className: "weak" }, text);
+  const parts = [element("b", {}, percent(frame.iou)), weak(" % mean IoU")];
+  if (report.other) parts.push(difference(frame.iou, card.before));
+  parts.push(weak(" · "), `${share(counts.wrong, counts.labelled)} %`, weak(" wrong"));
   if (filter.kind !== "none") {
-    const what = filter.kind === "class" ? ` wrong of ${nameOf(filter.truth)}` : " such pixels";
-    parts.push(element("span", { className: "weak" }, " · "), integer(amount(card)), element("span", { className: "weak" }, what));
+    const what = filter.kind === "class" ? ` pixels wrong of ${nameOf(filter.truth)}` : " such pixels";
+    parts.push(weak(" · "), integer(amount(card)), weak(what));
   }
   card.score.replaceChildren(...parts);
 }

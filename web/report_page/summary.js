@@ -19,7 +19,7 @@ function showSummary() {
         {},
         element("dt", {}, label),
         element("dd", {}, element("span", { className: "number", id: key }, percent(report.scores[key])), element("small", {}, " %")),
-        other ? element("dd", { className: "versus" }, `${percent(other.scores[key])} % `, difference(report.scores[key], other.scores[key])) : null,
+        other ? element("dd", { className: "versus" }, `other ${percent(other.scores[key])} %`, difference(report.scores[key], other.scores[key])) : null,
       ),
     );
   }

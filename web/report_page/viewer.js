@@ -10,8 +10,8 @@ const VIEWS = [
   { name: "Prediction", right: "prediction", plain: true },
 ];
 const OTHER_VIEWS = [
-  { name: "Other | this", below: "input", left: "other_prediction", right: "prediction" },
-  { name: "Other errors | this", below: "input", faint: true, left: "other_errors", right: "errors", plain: true },
+  { name: "Both predictions", below: "input", left: "other_prediction", right: "prediction", two: true },
+  { name: "Both errors", below: "input", faint: true, left: "other_errors", right: "errors", plain: true, two: true },
 ];
 const SPOKEN = {
   input: "input", truth: "ground truth", prediction: "prediction", errors: "errors",
@@ -29,8 +29,10 @@ function prepareViewer() {
   byId("next").addEventListener("click", () => step(1));
   byId("close").addEventListener("click", () => byId("viewer").close());
   byId("slider").addEventListener("input", slide);
-  byId("stage").addEventListener("pointermove", nameUnder);
-  byId("stage").addEventListener("pointerdown", nameUnder);
+  for (const kind of ["pointermove", "pointerdown"]) {
+    byId("stage").addEventListener(kind, nameUnder);
+    byId("stage").addEventListener(kind, drag);
+  }
   byId("stage").addEventListener("pointerleave", () => byId("pointed").replaceChildren(HINT));
   byId("viewer").addEventListener("keydown", takeKey);
   byId("viewer").addEventListener("click", (event) => {
@@ -84,7 +86,7 @@ function showView(place) {
   const stage = byId("stage");
   stage.className = view.plain ? "" : "mixed";
   stage.style.aspectRatio = `${frame.shown[1]} / ${frame.shown[0]}`;
-  stage.style.setProperty("--ratio", frame.shown[1] / frame.shown[0]);
+  byId("stage-box").style.setProperty("--ratio", frame.shown[1] / frame.shown[0]);
   const layers = [];
   for (const [part, kind] of [["below", view.below], ["left", view.left], ["right", view.right]]) {
     if (!kind) continue;
@@ -92,23 +94,31 @@ function showView(place) {
     image.className = `${part} ${part === "below" && view.faint ? "faint" : ""} ${kind === "input" ? "" : "labels"}`;
     layers.push(image);
   }
-  if (view.left) layers.push(element("span", { id: "divider", "aria-hidden": "true" }));
-  stage.replaceChildren(...layers);
-  byId("slider-label").hidden = !view.left;
   if (view.left) {
-    byId("slider-left").textContent = SPOKEN[view.left];
-    byId("slider-right").textContent = SPOKEN[view.right];
+    layers.push(element("span", { id: "divider", "aria-hidden": "true" }));
+    const tags = view.two ? [otherName(), fileName(report.about.weights)] : [SPOKEN[view.left], SPOKEN[view.right]];
+    layers.push(element("span", { className: "tag left-tag" }, tags[0]), element("span", { className: "tag right-tag" }, tags[1]));
     byId("slider").setAttribute("aria-label", `between ${SPOKEN[view.left]} and ${SPOKEN[view.right]}`);
-    slide();
   }
+  stage.replaceChildren(...layers);
+  byId("slider").hidden = !view.left;
+  slide();
 }
 
 /** Divides the picture: left of the slider one, right of it the other. */
 function slide() {
   const at = Number(byId("slider").value);
-  const stage = byId("stage");
-  stage.style.setProperty("--at", `${at}%`);
-  byId("slider").setAttribute("aria-valuetext", `${at} % ${byId("slider-left").textContent}`);
+  byId("stage").style.setProperty("--at", `${at}%`);
+  const left = VIEWS[viewer.view].left;
+  if (left) byId("slider").setAttribute("aria-valuetext", `${at} % ${SPOKEN[left]}`);
+}
+
+/** Moves the slider with a pointer that is pressed on the picture. */
+function drag(event) {
+  if (!(event.buttons & 1) || byId("slider").hidden) return;
+  const box = byId("stage").getBoundingClientRect();
+  byId("slider").value = (100 * (event.clientX - box.left)) / box.width;
+  slide();
 }
 
 function describeFrame(card) {
@@ -125,7 +135,7 @@ function describeFrame(card) {
   for (const id of ids) {
     const absent = !counts.truth.has(id);
     body.append(element("tr", { title: absent ? "not in the ground truth of this frame" : "" },
-      element("th", { scope: "row" }, swatch(id), nameOf(id), absent ? element("span", { className: "weak" }, " (predicted only)") : null),
+      element("th", { scope: "row" }, element("div", {}, swatch(id), element("span", {}, nameOf(id), absent ? element("span", { className: "weak" }, " only predicted") : null))),
       element("td", {}, percent(counts.iou.get(id))), element("td", {}, integer(counts.wrongOf.get(id) || 0))));
   }
   table.append(body);
