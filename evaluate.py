@@ -233,12 +233,10 @@ def open_outputs(
     return writer, report
 
 
-def find_notes(args: argparse.Namespace, samples: Sequence[Sample], metadata: dict) -> list[str]:
-    """Returns what a reader should know of the scores."""
-    notes = [train_ids_note(samples)]
-    if args.split in metadata.get("train_split", "train").split("+"):
-        notes.append(f"the {args.split} split was seen in training: these scores say little about other pictures")
-    return [note for note in notes if note]
+def seen_note(split: str, train_split: str) -> str:
+    """Returns a note to print if a split is part of the one that was trained on, else an empty string."""
+    seen = split in train_split.split("+")
+    return f"the {split} split was seen in training: these scores say little about other pictures" if seen else ""
 
 
 def main() -> int:
@@ -251,7 +249,8 @@ def main() -> int:
     network, metadata = load_network(args.model_weight, args.device, args.backend, args.precision, data.classes)
     writer, report = open_outputs(args, samples, data.classes)
 
-    notes = find_notes(args, samples, metadata)
+    notes = [train_ids_note(samples), seen_note(args.split, metadata.get("train_split", "train"))]
+    notes = [note for note in notes if note]
     for note in notes:
         print(note)
     wide = f" made {args.width} wide" if args.width else ""

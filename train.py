@@ -6,6 +6,7 @@ python train.py --data_path /home/data/cityscapes --crop_h 512 --crop_w 1024
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from classes import Classes
 from dataset import DataSet, Read, Sample, read_pair
 from description import open_data
-from evaluate import evaluate, official_command
+from evaluate import evaluate, official_command, seen_note
 from images import DataError
 from inference.backends import torch_network
 from inference.checkpoints import build_model, check_state, initial_model
@@ -35,8 +36,10 @@ from training.frames import find_frames, find_unions, padding, print_check, refu
 from training.learner import Learner, half_precision, on_device
 from training.plots import deciding_score
 from training.recipes import compare_settings, data_settings, load_resumable, parse_args
-from training.run_files import RunFiles
+from training.run_files import RunFiles, statistics_row
 from utils import StopSignal, UserError, count_parameters_and_macs, keep_freed_memory, run_cli
+from web.report import Report
+from web.report_data import About
 
 
 class Interrupted(Exception):
@@ -54,6 +57,7 @@ class Trainer:
         data: the data set.
         read: reads a frame, from files or from a cache.
         writer: writes predictions.
+        report: gets the frames of the best weights, if given.
         files: the run's files.
         settings: what a resumed run is compared with.
 
@@ -72,6 +76,7 @@ class Trainer:
         data: DataSet,
         read: Read,
         writer: PredictionWriter,
+        report: Report | None,
         files: RunFiles,
         settings: dict,
     ):
@@ -83,6 +88,7 @@ class Trainer:
         self.data = data
         self.read = read
         self.writer = writer
+        self.report = report
         self.files = files
         self.settings = settings
         self.history: list[dict] = []
@@ -102,23 +108,12 @@ class Trainer:
         for epoch in tqdm(epochs[done:], "run", len(epochs), initial=done, **bar):
             train_loss, images_per_s = self.train_epoch(epoch)
             scores = self.validate(write=epoch % self.args.save_step == 0)
-            row = {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "val_loss": scores.loss,
-                "pixel_accuracy": scores.pixel_accuracy,
-                "class_miou": scores.class_miou,
-                "class_miou_present": scores.class_miou_present,
-                "joined_miou": scores.joined_miou,
-                "category_miou": scores.category_miou,
-                "lr": self.learner.lr,
-                "images_per_s": images_per_s,
-            }
+            row = statistics_row(epoch, train_loss, scores, self.learner.lr, images_per_s)
             self.finish_epoch(row, scores)
             tqdm.write(epoch_line(row, self.args.epochs))  # as print, but above the bars
             sys.stdout.flush()
         self.learner.scored.load_state_dict(self.best["model"])
-        return self.validate(write=True)
+        return self.validate(write=True, report=self.report)
 
     def train_epoch(self, epoch: int) -> tuple[float, float]:
         """Trains one epoch; returns the mean loss over the labelled pixels, and the crops per second.
@@ -162,8 +157,8 @@ class Trainer:
             )
         return means
 
-    def validate(self, write: bool) -> Scores:
-        """Scores the validation frames at their full size, and writes the predictions if asked to."""
+    def validate(self, write: bool, report: Report | None = None) -> Scores:
+        """Scores the validation frames at their full size, and writes predictions and report if asked to."""
         # On a CPU, batch-norm statistics differ between processes: the first one's are scored.
         distributed.broadcast_from_first(self.learner.scored)
         return evaluate(
@@ -172,6 +167,7 @@ class Trainer:
             self.data.classes,
             workers=self.args.workers,
             writer=self.writer if write else None,
+            report=report,
             read=self.read,
             with_loss=True,
             before_each=self.check_stop,
@@ -253,7 +249,9 @@ def make_trainer(args: argparse.Namespace, device: torch.device) -> Trainer:
     if state:
         compare_settings(args.resume, state["args"], settings)
     results = os.environ.get("CITYSCAPES_RESULTS") or files.folder / "results"
-    writer = PredictionWriter(results, val_samples, data.classes, files.folder / "results_color")
+    colors = files.folder / "results_color"
+    report = Report(files.folder / "report", data.classes, val_samples, outputs=[results]) if args.report else None
+    writer = PredictionWriter(results, val_samples, data.classes, colors)
 
     part = distributed.rank(), distributed.count()
     sampler = EpochSampler(len(train_samples), args.batch_size, args.seed, part)
@@ -267,7 +265,7 @@ def make_trainer(args: argparse.Namespace, device: torch.device) -> Trainer:
     learner = Learner(args, model, device, args.epochs * len(sampler), half, unions.members)
     print_start(args, learner, sampler, len(val_samples), macs)
     print(f"crops {args.crop_h}x{args.crop_w}: {100 * padding(args, sizes):.1f} % padding", flush=True)
-    trainer = Trainer(args, learner, loader, val_samples, data, read, writer, files, settings)
+    trainer = Trainer(args, learner, loader, val_samples, data, read, writer, report, files, settings)
     if distributed.is_first():
         files.remove_earlier()
     if state:
@@ -276,14 +274,40 @@ def make_trainer(args: argparse.Namespace, device: torch.device) -> Trainer:
     return trainer
 
 
+def finish_report(trainer: Trainer, scores: Scores) -> None:
+    """Writes the report of the best weights.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    args, files = trainer.args, trainer.files
+    about = About(
+        weights=str(files.best),
+        data=args.data_path,
+        split="val",
+        network=f"torch fp32 on {trainer.learner.device}",
+        command=files.command,
+        epoch=trainer.best["epoch"],
+        note=seen_note("val", args.train_split),
+    )
+    trainer.report.finish(scores, about)
+    print(f"report {trainer.report.path / 'index.html'}")
+
+
 def train(args: argparse.Namespace, device: torch.device) -> int:
-    """Trains or resumes a run, and prints how to score the result officially; returns the exit status."""
+    """Trains or resumes a run; returns the exit status."""
     if args.batch_size % distributed.count() or args.batch_size < 2 * distributed.count():
         raise UserError(
             f"--batch_size {args.batch_size} cannot be split over {distributed.count()} processes; expected a "
             f"multiple of {distributed.count()}, with at least two crops for each"
         )
     trainer = make_trainer(args, device)
+    with trainer.report or contextlib.nullcontext():
+        return run(trainer)
+
+
+def run(trainer: Trainer) -> int:
+    """Trains, prints what came out, and writes the report; returns the exit status."""
     files, writer = trainer.files, trainer.writer
     trainer.stop.listen()
     try:
@@ -301,7 +325,9 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
     print(f"\nstatistics {files.statistics}\npredictions {writer.folder}, in color {writer.color_folder}")
     if not trainer.data.described:
         print("official evaluation:")
-        print(official_command(args.data_path, writer.folder, files.folder))
+        print(official_command(trainer.args.data_path, writer.folder, files.folder))
+    if trainer.report and distributed.is_first():
+        finish_report(trainer, scores)
     return 0
 
 

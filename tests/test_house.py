@@ -25,7 +25,7 @@ ALLOWED = {
     "utils": {"numpy_scalars", "streams"},
     "street": set(),
     "inference": {"model", "classes", "dataset", "images", "utils"},
-    "training": {"model", "classes", "dataset", "images", "loading", "unions", "utils"},
+    "training": {"model", "classes", "dataset", "images", "loading", "scores", "unions", "utils"},
     "viewing": {"classes", "dataset", "images", "utils", "inference"},
     "web": {"classes", "dataset", "images", "scores", "unions", "utils", "viewing"},
     "speed": {"model", "classes", "dataset", "images", "loading", "utils", "inference", "training"},

@@ -64,10 +64,12 @@ function drawChart(chart, lines, epochs) {
       else if (points) picture.append(svg("circle", { class: `curve curve${place}`, cx: points.split(",")[0], cy: points.split(",")[1], r: 2 }));
     }
   });
-  const cursor = svg("line", { class: "cursor", y1: PLOT.top, y2: CHART_HEIGHT - PLOT.bottom, x1: -9, x2: -9 });
+  const cursor = svg("line", { class: "cursor", y1: PLOT.top, y2: CHART_HEIGHT - PLOT.bottom });
   picture.append(cursor);
   const readout = element("p", { className: "readout" });
   const tell = (index) => {
+    cursor.setAttribute("x1", x(epochs[index]));
+    cursor.setAttribute("x2", x(epochs[index]));
     readout.textContent = `epoch ${epochs[index]}`;
     lines.forEach((line, place) => {
       const value = line.values[index];
@@ -75,13 +77,12 @@ function drawChart(chart, lines, epochs) {
       readout.append(element("span", {}, key, ` ${line.label} ${value === null ? "–" : value.toFixed(chart.digits)}`));
     });
   };
-  tell(epochs.length - 1);
+  const scored = epochs.indexOf(report.about.epoch); // of these weights
+  tell(scored < 0 ? epochs.length - 1 : scored);
   picture.addEventListener("pointermove", (event) => {
     const box = picture.getBoundingClientRect();
     const at = ((event.clientX - box.left) / box.width) * CHART_WIDTH;
     const index = epochs.reduce((best, epoch, place) => (Math.abs(x(epoch) - at) < Math.abs(x(epochs[best]) - at) ? place : best), 0);
-    cursor.setAttribute("x1", x(epochs[index]));
-    cursor.setAttribute("x2", x(epochs[index]));
     tell(index);
   });
   return element("figure", {}, element("figcaption", {}, chart.title), picture, readout);
@@ -91,12 +92,11 @@ function lastOf(values) {
   return values.filter((value) => value !== null).pop();
 }
 
-/** Round values between two, about four. */
+/** Round values between two, about five. */
 function ticks(low, high) {
-  const rough = (high - low) / 4;
+  const rough = (high - low) / 5;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
-  const found = [];
-  for (let place = Math.ceil(low / step); place * step <= high; place += 1) found.push(place * step);
-  return found;
+  const first = Math.ceil(low / step);
+  return [0, 1, 2, 3, 4, 5].map((more) => (first + more) * step).filter((value) => value <= high);
 }
