@@ -34,7 +34,7 @@ function prepareViewer() {
     byId("stage").addEventListener(kind, drag);
   }
   byId("stage").addEventListener("pointerleave", () => byId("pointed").replaceChildren(HINT));
-  byId("viewer").addEventListener("keydown", takeKey);
+  document.addEventListener("keydown", takeKey); // a button that ends up disabled loses the focus to the page
   byId("viewer").addEventListener("click", (event) => {
     if (event.target === byId("viewer")) byId("viewer").close(); // beside it
   });
@@ -45,6 +45,7 @@ const HINT = "Point at the picture to read the classes there.";
 function openViewer(index) {
   viewer.index = index;
   if (!byId("viewer").open) byId("viewer").showModal();
+  byId("viewer-title").focus();
   showFrame();
 }
 
@@ -57,7 +58,7 @@ function step(by) {
 
 function takeKey(event) {
   const inSlider = event.target === byId("slider");
-  if (event.ctrlKey || event.altKey || event.metaKey) return;
+  if (!byId("viewer").open || event.ctrlKey || event.altKey || event.metaKey) return;
   if (event.key === "ArrowLeft" && !inSlider) step(-1);
   else if (event.key === "ArrowRight" && !inSlider) step(1);
   else if (/^[1-9]$/.test(event.key) && VIEWS[event.key - 1]) showView(event.key - 1);
