@@ -10,6 +10,7 @@ import math
 import os
 import resource
 import shutil
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from evaluate import Scores, evaluate
 from inference.predictor import load_network
 from utils import UserError
 from web.other_report import PREFIX
-from web.pictures import picture_size
+from web.pictures import draw_pictures, picture_size
 from web.report import PAGE, Report
 from web.report_data import About, as_text
 
@@ -150,6 +151,37 @@ def test_large_and_long_frames_become_small_pictures() -> None:
     assert picture_size((1, 100_000), 640) == (1, 640)
 
 
+def test_reduced_labels_are_pixels_of_the_frame() -> None:
+    """Classes that a smooth resize invents between two others, or errors where both pictures show the same."""
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.choice(np.array([0, 18], np.uint8), (2, 301, 407))
+    truth[:50] = 255
+    image = np.zeros((301, 407, 3), np.uint8)
+    pictures, packed = draw_pictures(image, truth, prediction, CITYSCAPES, np.arange(256), (74, 100))
+    kinds = ("truth", "prediction", "errors")
+    shown, guessed, errors = (cv2.imdecode(np.frombuffer(pictures[kind], np.uint8), -1) for kind in kinds)
+    assert shown.shape == (74, 100, 4) and guessed.shape == (74, 100, 3)
+    colors = {CITYSCAPES.colors[train_id][::-1] for train_id in (0, 18)}
+    assert {tuple(color) for color in guessed.reshape(-1, 3).tolist()} == colors
+    wrong = (shown[..., :3] != guessed).any(2) & (shown[..., 3] > 0)
+    np.testing.assert_array_equal(errors[..., 3] > 0, wrong)
+    labels = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(2, 37, 50)
+    np.testing.assert_array_equal(CITYSCAPES.palette[labels[1]][..., ::-1], guessed[::2, ::2])
+
+
+def test_what_cannot_be_written_makes_room_at_once(labels, tmp_path) -> None:
+    """Gigabytes of a report that will never be, beside predictions that find no space because of them."""
+    samples = [Sample("frame0", Path("x"), None)]
+    with Report(tmp_path / "r", CITYSCAPES, samples) as report:
+        report.aside.aside.mkdir()
+        (report.aside.aside / "pictures").write_text("a file where a folder should be")
+        drawn = report.draw(0, np.zeros((40, 60, 3), np.uint8), labels[0][0], labels[1][0], np.zeros((19, 19), int))
+        report.add(*drawn)
+        assert not list(tmp_path.iterdir())
+        with pytest.raises(UserError, match="cannot be written"):
+            report.finish(Scores(CITYSCAPES, np.zeros((19, 19), np.int64)), ABOUT)
+
+
 def test_labels_of_a_union_are_no_error(tmp_path) -> None:
     """A bus that labels call a car, shown as the worst frame's largest error."""
     labels = LabelFormat(plain_labels(4).train_ids, "x", unions=((2, (2, 3)),))
@@ -186,7 +218,9 @@ def test_only_a_report_is_replaced(frames, weights, tmp_path) -> None:
     (tmp_path / "file").write_text("x")
     before = everything(tmp_path)
     for folder, words in ((own, "notes.txt"), (site, "index.html"), (tmp_path / "file", "is not a folder")):
-        assert_user_error(score(frames, weights, folder, cwd=tmp_path), words)
+        result = score(frames, weights, folder, cwd=tmp_path)
+        assert_user_error(result, words)
+        assert result.stdout == ""  # before the work
     assert everything(tmp_path) == before
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
@@ -305,6 +339,20 @@ def test_another_report_is_not_trusted(labels, tmp_path, name, words) -> None:
     with pytest.raises(UserError, match="--compare") as error:
         Report(tmp_path / "new", CITYSCAPES, samples, compare=folder)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_bomb_is_not_unpacked(labels, tmp_path) -> None:
+    """Kilobytes of somebody's report that take gigabytes of memory."""
+    folder = tiny_report(tmp_path / "r", *labels)
+    change(folder, functools.partial(damage, "bomb"))
+    samples = [Sample(f"frame{index}", Path("x"), None) for index in range(2)]
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="'labels' do not fit"):
+            Report(tmp_path / "new", CITYSCAPES, samples, compare=folder)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_files_of_another_report_are_not_trusted(labels, tmp_path) -> None:

@@ -306,6 +306,8 @@ def test_differences_to_another_report(page, reports) -> None:
     shown = page.texts("#means > div:last-child .versus")[0]
     assert f"{100 * theirs['scores']['pixel_accuracy']:.2f} %" in shown
     assert shown.endswith(f"{'▲' if change > 0 else '▼'} {abs(change):.2f}")
+    kind = page.find("#means > div:last-child .difference").get_attribute("className")
+    assert kind.split() == ["difference", "better" if change > 0 else "worse"]
     changes = [a["iou"] - b["iou"] for a, b in zip(ours["frames"], theirs["frames"], strict=True)]
     for order, sign in (("lost", 1), ("gained", -1)):
         page.run("byId('order').value = arguments[0]; listFrames();", order)

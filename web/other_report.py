@@ -120,7 +120,7 @@ def _read_file(path: Path, most: int) -> bytes:
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             raise _Refused(f"{path.name} is no regular file of at most {most / 1e6:.0f} MB")
         with open(path, "rb") as file:
-            return file.read(most)
+            return file.read(status.st_size)
     except OSError as error:
         raise _Refused(f"{path.name} cannot be read ({error.strerror}); name the folder of a report") from None
 
