@@ -197,13 +197,13 @@ def check_args(args: argparse.Namespace) -> None:
     """
     predict_only = args.split == "test"
     for flag in ("json", "report"):
-        if predict_only and getattr(args, flag):
+        if predict_only and getattr(args, flag) is not None:
             raise UserError(
                 f"--{flag} was given for the test split, which has no public labels to score; use --split val"
             )
     if args.width is not None and (args.save_dir or predict_only or not MIN_SIZE <= args.width <= 16384):
         raise UserError(f"--width is {args.width}, expected {MIN_SIZE} to 16384, to score a split without --save_dir")
-    if args.compare and not args.report:
+    if args.compare is not None and args.report is None:
         raise UserError("--compare was given without --report; give both")
     if not WIDTHS[0] <= args.report_width <= WIDTHS[1]:
         raise UserError(f"--report_width is {args.report_width}, expected {WIDTHS[0]} to {WIDTHS[1]}")
@@ -223,7 +223,7 @@ def open_outputs(
     if args.color_dir and save_dir is None:
         raise UserError("--color_dir was given without --save_dir; give both")
     report = None
-    if args.report:
+    if args.report is not None:
         outputs = (args.json, save_dir, args.color_dir)
         report = Report(args.report, classes, samples, args.report_width, args.compare, outputs)
     writer = PredictionWriter(save_dir, samples, classes, args.color_dir) if save_dir else None

@@ -217,7 +217,14 @@ def test_only_a_report_is_replaced(frames, weights, tmp_path) -> None:
     put_text(site / "index.html", site / "style.css")
     (tmp_path / "file").write_text("x")
     before = everything(tmp_path)
-    for folder, words in ((own, "notes.txt"), (site, "index.html"), (tmp_path / "file", "is not a folder")):
+    for folder, words in (
+        (own, "notes.txt"),
+        (site, "index.html"),
+        (tmp_path / "file", "is not a folder"),
+        (tmp_path / "file" / "r", "cannot be used (Not a directory)"),
+        (tmp_path / ("x" * 300), "cannot be used (File name too long)"),
+        ("", "holds other files"),
+    ):
         result = score(frames, weights, folder, cwd=tmp_path)
         assert_user_error(result, words)
         assert result.stdout == ""  # before the work

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,20 +37,20 @@ class FolderAside:
         self.aside = unfinished_path(self.path)
 
     def _refuse_foreign(self) -> None:
-        if self.path.is_dir():
-            try:
-                other = self.foreign(self.path) if unknown_entries(self.path, set()) else None
-            except OSError as error:
-                raise UserError(
-                    f"{self.flag} {self.path} cannot be read ({error.strerror}); name another folder"
-                ) from None
-            if other:
-                raise UserError(
-                    f"{self.flag} {self.path} holds other files ({other}), which are not replaced; name a folder that "
-                    "is missing, empty, or an earlier report"
-                )
-        elif os.path.lexists(self.path):
+        try:
+            mode = os.stat(self.path).st_mode
+            other = self.foreign(self.path) if stat.S_ISDIR(mode) and unknown_entries(self.path, set()) else None
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"{self.flag} {self.path} cannot be used ({error.strerror}); name another folder") from None
+        if not stat.S_ISDIR(mode):
             raise UserError(f"{self.flag} {self.path} is not a folder; name one")
+        if other:
+            raise UserError(
+                f"{self.flag} {self.path} holds other files ({other}), which are not replaced; name a folder that is "
+                "missing, empty, or an earlier report"
+            )
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file, whose name may begin with folders, under the folder that is aside.

@@ -63,7 +63,7 @@ class Report:
         self.classes, self.samples, self.width = classes, list(samples), width
         self.groups = find_groups(classes)
         self.compare = compare
-        self.other = Other.read(compare, classes, self.samples) if compare else None
+        self.other = None if compare is None else Other.read(compare, classes, self.samples)
         self.frames: dict[int, Frame] = {}
         self.failed: UserError | None = None
 
