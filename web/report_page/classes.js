@@ -13,7 +13,13 @@ function showClasses() {
   const box = element("div", {}, table);
   if (absent.length) {
     const those = absent.length === 1 ? "1 class" : `${absent.length} classes`;
-    box.append(element("p", { className: "hint absent" }, `Neither in the ground truth nor predicted, ${those}: ${absent.join(", ")}`));
+    box.append(
+      element(
+        "p",
+        { className: "hint absent" },
+        `Neither in the ground truth nor predicted, ${those}: ${absent.join(", ")}`,
+      ),
+    );
   }
   body.append(box);
   const side = element("div", { className: "side" });
@@ -21,9 +27,17 @@ function showClasses() {
   if (categories.length) side.append(meanTable("Categories", "categories", categories.keys()));
   if (joined.length) {
     const { groups, unions } = report.classes;
-    side.append(meanTable("Joined", "joined", unions.map(([id]) => groups[id])));
+    side.append(
+      meanTable(
+        "Joined",
+        "joined",
+        unions.map(([id]) => groups[id]),
+      ),
+    );
     for (const [id, members] of unions) {
-      side.append(element("p", { className: "hint" }, `${nameOf(id)} in the labels: any of ${members.map(nameOf).join(", ")}`));
+      side.append(
+        element("p", { className: "hint" }, `${nameOf(id)} in the labels: any of ${members.map(nameOf).join(", ")}`),
+      );
     }
   }
   if (side.childElementCount) body.append(side);
@@ -31,7 +45,11 @@ function showClasses() {
 }
 
 function classHeads() {
-  const columns = [["name", "Class"], ["iou", "IoU, %"], ["pixels", "Pixels, %"]];
+  const columns = [
+    ["name", "Class"],
+    ["iou", "IoU, %"],
+    ["pixels", "Pixels, %"],
+  ];
   if (report.other) columns.splice(2, 0, ["difference", "Change"]);
   return columns.map(([column, label]) => {
     const button = element("button", { type: "button", onclick: () => sortClasses(column) }, label);
@@ -78,13 +96,22 @@ function classRow(row, labelled) {
     mark.style.left = `${100 * row.before}%`;
     bar.append(mark);
   }
-  const name = element("span", {}, row.name, row.pixels ? null : element("span", { className: "weak" }, " only predicted"));
+  const name = element(
+    "span",
+    {},
+    row.name,
+    row.pixels ? null : element("span", { className: "weak" }, " only predicted"),
+  );
   const button = element("button", { type: "button", "data-class": row.id }, swatch(row.id), name);
   return element(
     "tr",
     { onclick: () => filterByClass(row.id), role: "row" },
     element("th", { scope: "row", role: "rowheader" }, button),
-    element("td", { className: "iou", role: "cell" }, element("div", {}, bar, element("span", { className: "value" }, percent(row.iou)))),
+    element(
+      "td",
+      { className: "iou", role: "cell" },
+      element("div", {}, bar, element("span", { className: "value" }, percent(row.iou))),
+    ),
     report.other ? element("td", { className: "change", role: "cell" }, difference(row.iou, row.before)) : null,
     element("td", { className: "share", role: "cell" }, labelled ? fixed((100 * row.pixels) / labelled) : "–"),
   );

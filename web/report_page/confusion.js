@@ -2,7 +2,16 @@
 "use strict";
 
 // Rows are the classes of the ground truth, columns those that occur anywhere; `at` is a place in both.
-const matrix = { rows: [], columns: [], counts: new Map(), totals: new Map(), labelled: 0, cell: 0, margin: 0, at: null };
+const matrix = {
+  rows: [],
+  columns: [],
+  counts: new Map(),
+  totals: new Map(),
+  labelled: 0,
+  cell: 0,
+  margin: 0,
+  at: null,
+};
 const MOST_WORDS = 12;
 
 function showConfusions() {
@@ -17,7 +26,10 @@ function showConfusions() {
   matrix.columns = report.classes.names.map((_, id) => id).filter((id) => present.has(id));
   matrix.rows = matrix.columns.filter((id) => truth.has(id));
   const canvas = byId("matrix");
-  canvas.setAttribute("aria-label", `Confusion matrix of ${matrix.rows.length} classes, each row in percent of its ground truth`);
+  canvas.setAttribute(
+    "aria-label",
+    `Confusion matrix of ${matrix.rows.length} classes, each row in percent of its ground truth`,
+  );
   for (const error of errors.slice(0, MOST_WORDS)) byId("words").append(inWords(error));
   if (!errors.length) byId("words").append(element("li", {}, "none: every labelled pixel is right"));
   canvas.addEventListener("pointermove", (event) => pointAt(cellAt(event)));
@@ -30,14 +42,28 @@ function showConfusions() {
 
 function inWords({ truth, prediction, pixels }) {
   const weak = (text) => element("span", { className: "weak" }, text);
-  const what = element("span", {}, swatch(truth), nameOf(truth), weak(" taken for "), swatch(prediction), nameOf(prediction));
+  const what = element(
+    "span",
+    {},
+    swatch(truth),
+    nameOf(truth),
+    weak(" taken for "),
+    swatch(prediction),
+    nameOf(prediction),
+  );
   const amounts = element(
     "span",
     { className: "amounts" },
-    element("b", {}, `${share(pixels, matrix.labelled)} %`), weak(" of all pixels, "),
-    `${share(pixels, matrix.totals.get(truth))} %`, weak(` of ${nameOf(truth)}`),
+    element("b", {}, `${share(pixels, matrix.labelled)} %`),
+    weak(" of all pixels, "),
+    `${share(pixels, matrix.totals.get(truth))} %`,
+    weak(` of ${nameOf(truth)}`),
   );
-  return element("li", {}, element("button", { type: "button", onclick: () => filterByPair(truth, prediction) }, what, amounts));
+  return element(
+    "li",
+    {},
+    element("button", { type: "button", onclick: () => filterByPair(truth, prediction) }, what, amounts),
+  );
 }
 
 /** Draws the picture anew, as wide as there is room. */
@@ -67,7 +93,12 @@ function drawMatrix() {
     const [row, column] = matrix.at;
     context.strokeStyle = colorNamed("--ink");
     context.lineWidth = 2;
-    context.strokeRect(matrix.margin + column * matrix.cell, matrix.margin + row * matrix.cell, matrix.cell, matrix.cell);
+    context.strokeRect(
+      matrix.margin + column * matrix.cell,
+      matrix.margin + row * matrix.cell,
+      matrix.cell,
+      matrix.cell,
+    );
   }
 }
 
@@ -139,9 +170,10 @@ function pointAt(place) {
   if (place) {
     const [truth, prediction] = [matrix.rows[place[0]], matrix.columns[place[1]]];
     const pixels = matrix.counts.get(truth * 256 + prediction) || 0;
+    const part = percent(pixels / matrix.totals.get(truth));
     const verb = isWrong(truth, prediction) ? "taken for" : "recognised as";
     byId("matrix-text").textContent =
-      `${nameOf(truth)} ${verb} ${nameOf(prediction)}: ${percent(pixels / matrix.totals.get(truth))} % of ${nameOf(truth)}, ` +
+      `${nameOf(truth)} ${verb} ${nameOf(prediction)}: ${part} % of ${nameOf(truth)}, ` +
       `${percent(pixels / matrix.labelled)} % of all pixels, ${integer(pixels)} pixels`;
   }
   drawMatrix();

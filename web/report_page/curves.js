@@ -4,8 +4,16 @@
 const CHARTS = [
   { title: "Loss", unit: "", factor: 1, digits: 4, columns: { train_loss: "training", val_loss: "validation" } },
   {
-    title: "Validation scores, %", unit: " %", factor: 100, digits: 2,
-    columns: { pixel_accuracy: "pixel accuracy", category_miou: "category mIoU", class_miou: "class mIoU", joined_miou: "joined mIoU" },
+    title: "Validation scores, %",
+    unit: " %",
+    factor: 100,
+    digits: 2,
+    columns: {
+      pixel_accuracy: "pixel accuracy",
+      category_miou: "category mIoU",
+      class_miou: "class mIoU",
+      joined_miou: "joined mIoU",
+    },
   },
   { title: "Learning rate", unit: "", factor: 1, digits: 6, columns: { lr: "learning rate" } },
 ];
@@ -25,7 +33,10 @@ function showCurves() {
   for (const chart of CHARTS) {
     const lines = Object.entries(chart.columns)
       .filter(([name]) => values.has(name))
-      .map(([name, label]) => ({ label, values: values.get(name).map((value) => (value === null ? null : value * chart.factor)) }));
+      .map(([name, label]) => ({
+        label,
+        values: values.get(name).map((value) => (value === null ? null : value * chart.factor)),
+      }));
     if (lines.length) byId("curves-body").append(drawChart(chart, lines, curves.epochs));
   }
 }
@@ -39,29 +50,56 @@ function svg(tag, attributes, ...children) {
 
 function drawChart(chart, lines, epochs) {
   const all = lines.flatMap((line) => line.values).filter((value) => value !== null);
-  let [low, high] = all.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+  let [low, high] = all.reduce(
+    ([low, high], value) => [Math.min(low, value), Math.max(high, value)],
+    [Infinity, -Infinity],
+  );
   if (chart.title === "Learning rate") low = 0;
   if (high === low) [low, high] = [low - 0.5, high + 0.5];
   const [first, last] = [epochs[0], epochs[epochs.length - 1]];
-  const x = (epoch) => PLOT.left + ((epoch - first) / Math.max(1, last - first)) * (CHART_WIDTH - PLOT.left - PLOT.right);
-  const y = (value) => CHART_HEIGHT - PLOT.bottom - ((value - low) / (high - low)) * (CHART_HEIGHT - PLOT.top - PLOT.bottom);
-  const words = lines.map((line) => `${line.label} ends at ${lastOf(line.values).toFixed(chart.digits)}${chart.unit}`).join(", ");
-  const picture = svg("svg", { viewBox: `0 0 ${CHART_WIDTH} ${CHART_HEIGHT}`, role: "img", "aria-label": `${chart.title} from epoch ${first} to ${last}: ${words}` });
+  const x = (epoch) =>
+    PLOT.left + ((epoch - first) / Math.max(1, last - first)) * (CHART_WIDTH - PLOT.left - PLOT.right);
+  const y = (value) =>
+    CHART_HEIGHT - PLOT.bottom - ((value - low) / (high - low)) * (CHART_HEIGHT - PLOT.top - PLOT.bottom);
+  const words = lines
+    .map((line) => `${line.label} ends at ${lastOf(line.values).toFixed(chart.digits)}${chart.unit}`)
+    .join(", ");
+  const picture = svg("svg", {
+    viewBox: `0 0 ${CHART_WIDTH} ${CHART_HEIGHT}`,
+    role: "img",
+    "aria-label": `${chart.title} from epoch ${first} to ${last}: ${words}`,
+  });
   for (const value of ticks(low, high)) {
     picture.append(
       svg("line", { class: "grid", x1: PLOT.left, x2: CHART_WIDTH - PLOT.right, y1: y(value), y2: y(value) }),
-      svg("text", { class: "tick", x: PLOT.left - 6, y: y(value) + 3, "text-anchor": "end" }, String(Number(value.toPrecision(4)))),
+      svg(
+        "text",
+        { class: "tick", x: PLOT.left - 6, y: y(value) + 3, "text-anchor": "end" },
+        String(Number(value.toPrecision(4))),
+      ),
     );
   }
-  for (const [epoch, anchor] of last > first ? [[first, "start"], [last, "end"]] : [[first, "start"]]) {
-    picture.append(svg("text", { class: "tick", x: x(epoch), y: CHART_HEIGHT - 6, "text-anchor": anchor }, `epoch ${epoch}`));
+  for (const [epoch, anchor] of last > first
+    ? [
+        [first, "start"],
+        [last, "end"],
+      ]
+    : [[first, "start"]]) {
+    picture.append(
+      svg("text", { class: "tick", x: x(epoch), y: CHART_HEIGHT - 6, "text-anchor": anchor }, `epoch ${epoch}`),
+    );
   }
   lines.forEach((line, place) => {
-    const runs = line.values.map((value, index) => (value === null ? "" : `${x(epochs[index]).toFixed(1)},${y(value).toFixed(1)}`));
+    const runs = line.values.map((value, index) =>
+      value === null ? "" : `${x(epochs[index]).toFixed(1)},${y(value).toFixed(1)}`,
+    );
     for (const run of runs.join(" ").split(/ {2,}/)) {
       const points = run.trim();
       if (points.includes(" ")) picture.append(svg("polyline", { class: `curve curve${place}`, points }));
-      else if (points) picture.append(svg("circle", { class: `curve curve${place}`, cx: points.split(",")[0], cy: points.split(",")[1], r: 2 }));
+      else if (points)
+        picture.append(
+          svg("circle", { class: `curve curve${place}`, cx: points.split(",")[0], cy: points.split(",")[1], r: 2 }),
+        );
     }
   });
   const cursor = svg("line", { class: "cursor", y1: PLOT.top, y2: CHART_HEIGHT - PLOT.bottom });
@@ -73,8 +111,13 @@ function drawChart(chart, lines, epochs) {
     readout.textContent = `epoch ${epochs[index]}`;
     lines.forEach((line, place) => {
       const value = line.values[index];
-      const key = svg("svg", { class: "key", viewBox: "0 0 22 8", "aria-hidden": "true" }, svg("line", { class: `curve curve${place}`, x1: 0, x2: 22, y1: 4, y2: 4 }));
-      readout.append(element("span", {}, key, ` ${line.label} ${value === null ? "–" : value.toFixed(chart.digits)}`));
+      const key = svg(
+        "svg",
+        { class: "key", viewBox: "0 0 22 8", "aria-hidden": "true" },
+        svg("line", { class: `curve curve${place}`, x1: 0, x2: 22, y1: 4, y2: 4 }),
+      );
+      const number = value === null ? "–" : value.toFixed(chart.digits);
+      readout.append(element("span", {}, key, ` ${line.label} ${number}`));
     });
   };
   const scored = epochs.indexOf(report.about.epoch); // of these weights
@@ -82,7 +125,10 @@ function drawChart(chart, lines, epochs) {
   picture.addEventListener("pointermove", (event) => {
     const box = picture.getBoundingClientRect();
     const at = ((event.clientX - box.left) / box.width) * CHART_WIDTH;
-    const index = epochs.reduce((best, epoch, place) => (Math.abs(x(epoch) - at) < Math.abs(x(epochs[best]) - at) ? place : best), 0);
+    const index = epochs.reduce(
+      (best, epoch, place) => (Math.abs(x(epoch) - at) < Math.abs(x(epochs[best]) - at) ? place : best),
+      0,
+    );
     tell(index);
   });
   return element("figure", {}, element("figcaption", {}, chart.title), picture, readout);

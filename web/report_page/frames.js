@@ -1,7 +1,12 @@
 // The list of frames: ordered, filtered by class, confusion or name. Cards are made once and moved.
 "use strict";
 
-const PANELS = [["input", "Input"], ["truth", "Ground truth"], ["prediction", "Prediction"], ["errors", "Errors"]];
+const PANELS = [
+  ["input", "Input"],
+  ["truth", "Ground truth"],
+  ["prediction", "Prediction"],
+  ["errors", "Errors"],
+];
 const filter = { kind: "none", truth: null, prediction: null };
 const cards = [];
 let shown = []; // the frames of the list in their order, which the viewer leads through
@@ -19,12 +24,17 @@ function showFrames() {
   byId("search").addEventListener("input", listFrames);
   byId("clear").addEventListener("click", () => setFilter("none"));
   byId("legend").append(...report.classes.names.map((name, id) => element("li", {}, swatch(id), name)));
-  byId("legend").append(element("li", {}, element("span", { className: "swatch none", "aria-hidden": "true" }), "not labelled, or right"));
+  byId("legend").append(
+    element("li", {}, element("span", { className: "swatch none", "aria-hidden": "true" }), "not labelled, or right"),
+  );
   listFrames();
 }
 
 function orders() {
-  const beside = [["lost", "lost most first"], ["gained", "gained most first"]];
+  const beside = [
+    ["lost", "lost most first"],
+    ["gained", "gained most first"],
+  ];
   return [
     ["worst", "worst mean IoU first"],
     ["best", "best mean IoU first"],
@@ -83,19 +93,30 @@ function setFilter(kind, truth = null, prediction = null) {
   byId("clear").hidden = kind === "none";
   if (kind !== "none") {
     const what = kind === "class" ? nameOf(truth) : `${nameOf(truth)} taken for ${nameOf(prediction)}`;
-    byId("order").prepend(element("option", { value: "filter" }, kind === "class" ? `most wrong pixels of ${nameOf(truth)}` : "most such pixels"));
+    byId("order").prepend(
+      element(
+        "option",
+        { value: "filter" },
+        kind === "class" ? `most wrong pixels of ${nameOf(truth)}` : "most such pixels",
+      ),
+    );
     byId("order").value = "filter";
     byId("clear").replaceChildren(what, element("span", { "aria-hidden": "true" }, " ×"));
     byId("clear").setAttribute("aria-label", `show all frames again, not only those with ${what}`);
   }
   markClass();
   listFrames();
-  if (kind !== "none") byId("frames").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  if (kind !== "none")
+    byId("frames").scrollIntoView({
+      behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth",
+    });
 }
 
 function listFrames() {
   const text = byId("search").value.trim().toLowerCase();
-  const kept = cards.filter((card) => (!text || card.name.toLowerCase().includes(text)) && (filter.kind === "none" || amount(card) > 0));
+  const kept = cards.filter(
+    (card) => (!text || card.name.toLowerCase().includes(text)) && (filter.kind === "none" || amount(card) > 0),
+  );
   const order = byId("order").value;
   const keys = {
     worst: (card) => card.frame.iou,
@@ -115,7 +136,10 @@ function listFrames() {
   for (const card of kept) describe(card);
   byId("list").replaceChildren(...kept.map((card) => card.node));
   const all = integer(cards.length);
-  byId("found").textContent = kept.length === cards.length ? `${all} ${cards.length === 1 ? "frame" : "frames"}` : `${integer(kept.length)} of ${all} frames`;
+  byId("found").textContent =
+    kept.length === cards.length
+      ? `${all} ${cards.length === 1 ? "frame" : "frames"}`
+      : `${integer(kept.length)} of ${all} frames`;
 }
 
 function describe(card) {

@@ -11,5 +11,7 @@ if (report && Array.isArray(report.frames)) {
   document.body.classList.add("filled");
 } else {
   byId("problem").hidden = false;
-  byId("problem").textContent = "data.js is missing or damaged: it has to lie beside this file, as do the other files of the report. Copy the whole folder, or write the report again.";
+  byId("problem").textContent =
+    "data.js is missing or damaged: it has to lie beside this file, as do the other files of the report. " +
+    "Copy the whole folder, or write the report again.";
 }

@@ -9,7 +9,8 @@ function showSummary() {
   byId("title").textContent = fileName(about.weights);
   const frames = report.frames.length === 1 ? "1 frame" : `${integer(report.frames.length)} frames`;
   const rest = other ? `, beside ${otherName()}` : "";
-  byId("subtitle").textContent = `${frames} of ${fileName(about.data)}, ${about.split}${rest} · ${about.date.slice(0, 10)}`;
+  byId("subtitle").textContent =
+    `${frames} of ${fileName(about.data)}, ${about.split}${rest} · ${about.date.slice(0, 10)}`;
   byId("about").open = matchMedia("(min-width: 44rem)").matches;
   byId("note").hidden = !about.note;
   byId("note").textContent = about.note;
@@ -19,8 +20,20 @@ function showSummary() {
         "div",
         {},
         element("dt", {}, label),
-        element("dd", {}, element("span", { className: "number", id: key }, percent(report.scores[key])), element("small", {}, " %")),
-        other ? element("dd", { className: "versus" }, `other ${percent(other.scores[key])} %`, difference(report.scores[key], other.scores[key])) : null,
+        element(
+          "dd",
+          {},
+          element("span", { className: "number", id: key }, percent(report.scores[key])),
+          element("small", {}, " %"),
+        ),
+        other
+          ? element(
+              "dd",
+              { className: "versus" },
+              `other ${percent(other.scores[key])} %`,
+              difference(report.scores[key], other.scores[key]),
+            )
+          : null,
       ),
     );
   }

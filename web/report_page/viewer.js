@@ -14,15 +14,23 @@ const OTHER_VIEWS = [
   { name: "Both errors", below: "input", faint: true, left: "other_errors", right: "errors", plain: true, two: true },
 ];
 const SPOKEN = {
-  input: "input", truth: "ground truth", prediction: "prediction", errors: "errors",
-  other_prediction: "the other prediction", other_errors: "the other errors",
+  input: "input",
+  truth: "ground truth",
+  prediction: "prediction",
+  errors: "errors",
+  other_prediction: "the other prediction",
+  other_errors: "the other errors",
 };
 const viewer = { index: 0, view: 0, maps: null };
 
 function prepareViewer() {
   if (report.other) VIEWS.push(...OTHER_VIEWS);
   VIEWS.forEach((view, place) => {
-    const button = element("button", { type: "button", title: `key ${place + 1}`, onclick: () => showView(place) }, view.name);
+    const button = element(
+      "button",
+      { type: "button", title: `key ${place + 1}`, onclick: () => showView(place) },
+      view.name,
+    );
     byId("views").append(button);
   });
   byId("previous").addEventListener("click", () => step(-1));
@@ -89,7 +97,11 @@ function showView(place) {
   stage.style.aspectRatio = `${frame.shown[1]} / ${frame.shown[0]}`;
   byId("stage-box").style.setProperty("--ratio", frame.shown[1] / frame.shown[0]);
   const layers = [];
-  for (const [part, kind] of [["below", view.below], ["left", view.left], ["right", view.right]]) {
+  for (const [part, kind] of [
+    ["below", view.below],
+    ["left", view.left],
+    ["right", view.right],
+  ]) {
     if (!kind) continue;
     const image = picture(viewer.index, kind, frame, `${SPOKEN[kind]} of ${cards[viewer.index].name}`, false);
     image.className = `${part} ${part === "below" && view.faint ? "faint" : ""} ${kind === "input" ? "" : "labels"}`;
@@ -98,7 +110,10 @@ function showView(place) {
   if (view.left) {
     layers.push(element("span", { id: "divider", "aria-hidden": "true" }));
     const tags = view.two ? [otherName(), fileName(report.about.weights)] : [SPOKEN[view.left], SPOKEN[view.right]];
-    layers.push(element("span", { className: "tag left-tag" }, tags[0]), element("span", { className: "tag right-tag" }, tags[1]));
+    layers.push(
+      element("span", { className: "tag left-tag" }, tags[0]),
+      element("span", { className: "tag right-tag" }, tags[1]),
+    );
     byId("slider").setAttribute("aria-label", `between ${SPOKEN[view.left]} and ${SPOKEN[view.right]}`);
   }
   stage.replaceChildren(...layers);
@@ -126,32 +141,77 @@ function describeFrame(card) {
   const { counts, frame } = card;
   const facts = element("p", { className: "facts" });
   if (counts.labelled) {
-    facts.append(element("b", {}, percent(frame.iou)), " % mean IoU", report.other ? difference(frame.iou, card.before) : "", element("br"),
-      `${integer(counts.wrong)} of ${integer(counts.labelled)} labelled pixels wrong`, element("br"));
+    facts.append(
+      element("b", {}, percent(frame.iou)),
+      " % mean IoU",
+      report.other ? difference(frame.iou, card.before) : "",
+      element("br"),
+      `${integer(counts.wrong)} of ${integer(counts.labelled)} labelled pixels wrong`,
+      element("br"),
+    );
   } else facts.append("no labelled pixel", element("br"));
   facts.append(`${frame.size[1]} × ${frame.size[0]} pixels`);
-  const table = element("table", {}, element("thead", {}, element("tr", {}, ...["Class", "IoU, %", "wrong"].map((text) => element("th", { scope: "col" }, text)))));
+  const table = element(
+    "table",
+    {},
+    element(
+      "thead",
+      {},
+      element("tr", {}, ...["Class", "IoU, %", "wrong"].map((text) => element("th", { scope: "col" }, text))),
+    ),
+  );
   const body = element("tbody");
   const ids = [...counts.iou.keys()].sort((a, b) => (counts.wrongOf.get(b) || 0) - (counts.wrongOf.get(a) || 0));
   for (const id of ids) {
     const absent = !counts.truth.has(id);
-    body.append(element("tr", { title: absent ? "not in the ground truth of this frame" : "" },
-      element("th", { scope: "row" }, element("div", {}, swatch(id), element("span", {}, nameOf(id), absent ? element("span", { className: "weak" }, " only predicted") : null))),
-      element("td", {}, percent(counts.iou.get(id))), element("td", {}, integer(counts.wrongOf.get(id) || 0))));
+    body.append(
+      element(
+        "tr",
+        { title: absent ? "not in the ground truth of this frame" : "" },
+        element(
+          "th",
+          { scope: "row" },
+          element(
+            "div",
+            {},
+            swatch(id),
+            element("span", {}, nameOf(id), absent ? element("span", { className: "weak" }, " only predicted") : null),
+          ),
+        ),
+        element("td", {}, percent(counts.iou.get(id))),
+        element("td", {}, integer(counts.wrongOf.get(id) || 0)),
+      ),
+    );
   }
   table.append(body);
   const words = element("ol", { className: "errors" });
   for (const { truth, prediction, pixels } of counts.errors.slice(0, 6)) {
-    words.append(element("li", {}, nameOf(truth), element("span", { className: "weak" }, " taken for "), nameOf(prediction), `: ${share(pixels, counts.labelled)} %`));
+    words.append(
+      element(
+        "li",
+        {},
+        nameOf(truth),
+        element("span", { className: "weak" }, " taken for "),
+        nameOf(prediction),
+        `: ${share(pixels, counts.labelled)} %`,
+      ),
+    );
   }
-  return [facts, counts.iou.size ? table : "", counts.errors.length ? element("h3", {}, "Largest confusions") : "", words];
+  return [
+    facts,
+    counts.iou.size ? table : "",
+    counts.errors.length ? element("h3", {}, "Largest confusions") : "",
+    words,
+  ];
 }
 
 /** Reads what base 64 and zlib hold: of every second row and column, the train ids of truth and prediction. */
 async function unpackLabels(index) {
   const unpack = async (packed) => {
     const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
-    return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer());
+    return new Uint8Array(
+      await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer(),
+    );
   };
   if (!window.DecompressionStream) return; // only the names under the pointer are missing then
   const own = await unpack(report.frames[index].labels);
@@ -171,11 +231,23 @@ function nameUnder(event) {
   };
   const size = report.frames[viewer.index].shown;
   const truth = read(viewer.maps.own, size, 0);
-  const words = [["ground truth", truth], ["prediction", read(viewer.maps.own, size, 1)]];
+  const words = [
+    ["ground truth", truth],
+    ["prediction", read(viewer.maps.own, size, 1)],
+  ];
   if (viewer.maps.other) words.push(["other", read(viewer.maps.other, report.other.frames[viewer.index].shown, 1)]);
-  byId("pointed").replaceChildren(...words.map(([label, id]) => {
-    const known = id < report.classes.names.length;
-    const wrong = label !== "ground truth" && truth < report.classes.names.length && isWrong(truth, id);
-    return element("span", {}, element("span", { className: "weak" }, `${label} `), known ? swatch(id) : "", known ? nameOf(id) : "not labelled", wrong ? element("b", { className: "bad" }, " wrong") : "");
-  }));
+  byId("pointed").replaceChildren(
+    ...words.map(([label, id]) => {
+      const known = id < report.classes.names.length;
+      const wrong = label !== "ground truth" && truth < report.classes.names.length && isWrong(truth, id);
+      return element(
+        "span",
+        {},
+        element("span", { className: "weak" }, `${label} `),
+        known ? swatch(id) : "",
+        known ? nameOf(id) : "not labelled",
+        wrong ? element("b", { className: "bad" }, " wrong") : "",
+      );
+    }),
+  );
 }
