@@ -6,6 +6,7 @@ python evaluate.py --model_weight 1024_2048_model.pth --split val --json scores.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -15,10 +16,8 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,149 +33,33 @@ from inference.predictions import PredictionWriter
 from inference.predictor import add_backend_flags, check_size, load_network
 from loading import FrameSet, check_frames, frame_loader, naming_dead_workers
 from model import MIN_SIZE
+from scores import Scores
 from training import distributed
 from training.losses import pixel_loss
-from unions import Members, Unions, joined_classes
+from unions import Members, Unions
 from utils import UserError, refuse_input, run_cli, writable_folder, write_file
+from web.report import WIDTH, WIDTHS, Report
+from web.report_data import About
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The scores of a confusion matrix, by the rules of csEvalPixelLevelSemanticLabeling. IoUs are fractions.
+class _WrittenByFirst:
+    """What any process makes of a frame and the first one writes: its own at once, that of the others at the end."""
 
-    A class that is neither in the ground truth nor predicted is NaN and left out of the means; one that is only
-    predicted has an IoU of 0, and counts.
+    def __init__(self, write: Callable[..., None]):
+        self.write = write
+        self.waiting: list[tuple] = []
 
-    Attributes:
-        classes: K of them.
-        confusion: (K, K) int64 pixel counts; rows are ground truth, columns predictions; ignored pixels are absent.
-        loss: mean cross-entropy over the labelled pixels, NaN if it was not computed.
-    """
+    def put(self, made: tuple) -> None:
+        """Takes the arguments of `write`."""
+        if distributed.is_first():
+            self.write(*made)
+        else:
+            self.waiting.append(made)
 
-    classes: Classes
-    confusion: np.ndarray
-    loss: float = math.nan
-
-    @property
-    def class_iou(self) -> np.ndarray:
-        """(K,) IoU of each class: TP / (TP + FP + FN) over the whole set."""
-        true_positive = np.diagonal(self.confusion)
-        return _ratio(true_positive, self.confusion.sum(0) + self.confusion.sum(1) - true_positive)
-
-    @property
-    def category_iou(self) -> np.ndarray:
-        """IoU of each category; a confusion within a category is not an error. NaN for one without classes."""
-        places = range(len(self.classes))
-        member = np.array([[i in ids for i in places] for _, ids in self.classes.categories], np.int64)
-        member = member.reshape(-1, len(self.classes))
-        grouped = member @ self.confusion @ member.T
-        true_positive = np.diagonal(grouped)
-        return _ratio(true_positive, grouped.sum(0) + grouped.sum(1) - true_positive)
-
-    @property
-    def class_miou(self) -> float:
-        """Mean class IoU, the official average."""
-        return _mean(self.class_iou)
-
-    @property
-    def category_miou(self) -> float:
-        """Mean category IoU, the official average; NaN without categories."""
-        return _mean(self.category_iou)
-
-    @property
-    def class_miou_present(self) -> float:
-        """Mean IoU over the classes present in the ground truth: to be compared on data that lacks classes."""
-        return _mean(self.class_iou[self.confusion.sum(1) > 0])
-
-    @property
-    def pixel_accuracy(self) -> float:
-        """Share of the labelled pixels whose class is right."""
-        return float(_ratio(np.trace(self.confusion), self.confusion.sum()))
-
-    @property
-    def joined(self) -> Scores | None:
-        """The scores with each union of the labels as one class, which any of its classes is right for; or None."""
-        if not self.classes.labels.unions:
-            return None
-        classes, parts = joined_classes(self.classes)
-        return Scores(classes, parts @ self.confusion @ parts.T, self.loss)
-
-    @property
-    def joined_miou(self) -> float:
-        """Mean joined IoU over those present in the ground truth; NaN where the labels have no unions."""
-        return self.joined.class_miou_present if self.joined else math.nan
-
-    def as_json(self) -> dict:
-        """Returns the scores under the official script's keys, plus some of ours; None where there is no score."""
-        names = self.classes.names
-        by_name = dict(zip(names, self.class_iou, strict=True))
-        categories = [name for name, _ in self.classes.categories]
-        scores = {
-            "classScores": {name: by_name.get(name, math.nan) for name in self.classes.label_names or names},
-            "categoryScores": dict(zip(categories, self.category_iou, strict=True)),
-            "averageScoreClasses": self.class_miou,
-            "averageScoreCategories": self.category_miou,
-            "averageScoreClassesPresent": self.class_miou_present,
-            "pixel_accuracy": self.pixel_accuracy,
-        }
-        if self.joined:
-            scores["joinedScores"] = dict(zip(self.joined.classes.names, self.joined.class_iou, strict=True))
-            scores["averageScoreJoined"] = self.joined_miou
-        return _without_nan(scores)
-
-    def table(self) -> str:
-        """Returns the per-class, per-category and joined table with averages, in percent."""
-        names, unions = self.classes.names, self.classes.labels.unions
-        width = max(15, *(len(name) + 1 for name in names))
-        lines = [f"{'class':<{width}}{'IoU %':>8}{'pixels %':>11}", *self._rows(width)]
-        if self.classes.categories:
-            lines += ["", f"{'category':<{width}}{'IoU %':>8}"]
-        lines += [
-            f"{name:<{width}}{_percent(iou):>8}"
-            for (name, members), iou in zip(self.classes.categories, self.category_iou, strict=True)
-            if members
-        ]
-        if self.joined:
-            lines += ["", f"{'joined':<{width}}{'IoU %':>8}{'pixels %':>11}", *self.joined._rows(width)]
-            lines += ["", *(f"{names[k]}: any of {', '.join(names[i] for i in ids)}" for k, ids in unions)]
-        present = int((self.confusion.sum(1) > 0).sum())
-        lines += [
-            "",
-            f"class mIoU            {_percent(self.class_miou):>6} %",
-            f"class mIoU, present   {_percent(self.class_miou_present):>6} %  ({present} classes in the ground truth)",
-            *([f"joined mIoU           {_percent(self.joined_miou):>6} %"] if self.joined else []),
-            *([f"category mIoU         {_percent(self.category_miou):>6} %"] if self.classes.categories else []),
-            f"pixel accuracy        {_percent(self.pixel_accuracy):>6} %",
-        ]
-        return "\n".join(lines)
-
-    def _rows(self, width: int) -> list[str]:
-        """Returns the name, IoU and share of the pixels of each class."""
-        counts = self.confusion.sum(1) / max(1, self.confusion.sum())
-        return [
-            f"{name:<{width}}{_percent(iou):>8}{100 * share:>11.2f}"
-            for name, iou, share in zip(self.classes.names, self.class_iou, counts, strict=True)
-        ]
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return np.asarray(part, np.float64) / whole  # 0 / 0 is NaN
-
-
-def _mean(values: np.ndarray) -> float:
-    valid = values[~np.isnan(values)]
-    return float(valid.mean()) if valid.size else math.nan
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
-
-
-def _without_nan(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    return None if math.isnan(value) else float(value)
+    def finish(self) -> None:
+        """Sends what waits to the first process."""
+        for made in itertools.chain.from_iterable(distributed.gather_to_first(self.waiting)):
+            self.write(*made)
 
 
 @torch.inference_mode()
@@ -187,6 +70,7 @@ def evaluate(
     *,
     workers: int = 0,
     writer: PredictionWriter | None = None,
+    report: Report | None = None,
     read: Read = read_pair,
     with_loss: bool = False,
     before_each: Callable[[], None] = lambda: None,
@@ -194,7 +78,7 @@ def evaluate(
     """Predicts every frame at its full size and scores the predictions: the one path to every reported number.
 
     Of several processes, each takes its share of the frames, no frame twice; all get the scores of the whole set, and
-    the first writes all predictions.
+    the first writes all predictions and the pictures of the report.
 
     Args:
         network: on any engine.
@@ -202,6 +86,7 @@ def evaluate(
         classes: of the labels and of the network.
         workers: loader processes.
         writer: writes the predictions, if given.
+        report: gets every frame, if given.
         read: reads a frame, from files or from a cache.
         with_loss: also compute the loss, which takes longer than everything else; otherwise it is NaN.
         before_each: called before each frame; may raise to stop.
@@ -212,17 +97,19 @@ def evaluate(
     """
     if writer and distributed.is_first():
         writer.clear()
-    samples = samples[distributed.rank() :: distributed.count()]
-    loader = frame_loader(FrameSet(samples, read), workers)
+    places = range(len(samples))[distributed.rank() :: distributed.count()]
+    loader = frame_loader(FrameSet([samples[place] for place in places], read), workers)
     unions = Unions.of([classes.labels], len(classes))
     table = unions.table(classes.labels)
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     loss_sum = 0.0
-    unwritten = []
+    predictions = _WrittenByFirst(writer.write) if writer else None
+    drawn = _WrittenByFirst(report.add) if report else None
     with naming_dead_workers(loader):
         for images, targets, index in tqdm(loader, desc="evaluate", leave=False, disable=distributed.hide_bars()):
             before_each()
-            sample = samples[int(index)]
+            place = places[int(index)]
+            sample = samples[place]
             check_size(images.shape[1:3], sample.image)
             if with_loss:
                 logits = network.run(images)
@@ -231,16 +118,15 @@ def evaluate(
                 loss_sum += summed_loss(logits, learnt, network.align_corners, unions.members)
             else:
                 labels = network.labels(images)
-            confusion += confusion_matrix(targets.to(labels.device), labels, len(classes)).cpu()
+            counts = confusion_matrix(targets.to(labels.device), labels, len(classes)).cpu()
+            confusion += counts
+            train_ids = labels[0].to(torch.uint8).cpu().numpy() if writer or report else None
             if writer:
-                encoded = writer.encode(sample, labels[0].to(torch.uint8).cpu().numpy())
-                if distributed.is_first():
-                    writer.write(*encoded)
-                else:
-                    unwritten.append(encoded)
-    if writer:
-        for encoded in itertools.chain.from_iterable(distributed.gather_to_first(unwritten)):
-            writer.write(*encoded)
+                predictions.put(writer.encode(sample, train_ids))
+            if report:
+                drawn.put(report.draw(place, images[0].numpy(), targets[0].numpy(), train_ids, counts.numpy()))
+    for written in filter(None, (predictions, drawn)):
+        written.finish()
     confusion = distributed.all_reduce_sum(confusion)
     loss_sum = float(distributed.all_reduce_sum(torch.tensor(loss_sum, dtype=torch.float64)))
     pixels = int(confusion.sum())
@@ -295,53 +181,107 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save_dir", help="write label-id PNGs here (test: $CITYSCAPES_RESULTS, else ./results)")
     parser.add_argument("--color_dir", help="write color PNGs here")
     parser.add_argument("--json", metavar="FILE", help="write the scores here")
+    parser.add_argument("--report", metavar="DIR", help="write a folder with a page of the scores and all frames here")
+    parser.add_argument("--compare", metavar="DIR", help="with --report: another report, to show the differences to")
+    parser.add_argument("--report_width", type=int, default=WIDTH, help="most pixels in width of its pictures")
     add_backend_flags(parser)
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="loader processes")
     return parser
 
 
+def check_args(args: argparse.Namespace) -> None:
+    """Refuses flags that do not go together.
+
+    Raises:
+        UserError: says which.
+    """
+    predict_only = args.split == "test"
+    for flag in ("json", "report"):
+        if predict_only and getattr(args, flag) is not None:
+            raise UserError(
+                f"--{flag} was given for the test split, which has no public labels to score; use --split val"
+            )
+    if args.width is not None and (args.save_dir or predict_only or not MIN_SIZE <= args.width <= 16384):
+        raise UserError(f"--width is {args.width}, expected {MIN_SIZE} to 16384, to score a split without --save_dir")
+    if args.compare is not None and args.report is None:
+        raise UserError("--compare was given without --report; give both")
+    if not WIDTHS[0] <= args.report_width <= WIDTHS[1]:
+        raise UserError(f"--report_width is {args.report_width}, expected {WIDTHS[0]} to {WIDTHS[1]}")
+
+
+def open_outputs(
+    args: argparse.Namespace, samples: Sequence[Sample], classes: Classes
+) -> tuple[PredictionWriter | None, Report | None]:
+    """Returns what writes predictions and report, where they are asked for, after a check of all outputs.
+
+    Raises:
+        UserError: one of them cannot be written.
+    """
+    save_dir = args.save_dir
+    if save_dir is None and args.split == "test":
+        save_dir = os.environ.get("CITYSCAPES_RESULTS", "results")
+    if args.color_dir and save_dir is None:
+        raise UserError("--color_dir was given without --save_dir; give both")
+    report = None
+    if args.report is not None:
+        outputs = (args.json, save_dir, args.color_dir)
+        report = Report(args.report, classes, samples, args.report_width, args.compare, outputs)
+    writer = PredictionWriter(save_dir, samples, classes, args.color_dir) if save_dir else None
+    if args.json:
+        writable_folder(Path(args.json).absolute().parent)
+        refuse_input(args.json, "--json", [args.model_weight, *(file for s in samples for file in (s.image, s.label))])
+    return writer, report
+
+
+def seen_note(split: str, train_split: str) -> str:
+    """Returns a note to print if a split is part of the one that was trained on, else an empty string."""
+    seen = split in train_split.split("+")
+    return f"the {split} split was seen in training: these scores say little about other pictures" if seen else ""
+
+
 def main() -> int:
     """Scores a checkpoint on a split, or predicts the test split."""
     args = build_parser().parse_args()
-    predict_only = args.split == "test"
-    if predict_only and args.json:
-        raise UserError("--json was given for the test split, which has no public labels to score; use --split val")
-    if args.width is not None and (args.save_dir or predict_only or not MIN_SIZE <= args.width <= 16384):
-        raise UserError(f"--width is {args.width}, expected {MIN_SIZE} to 16384, to score a split without --save_dir")
+    check_args(args)
     data = open_data(args.data_path, args.data_root)
     samples = data.find(args.split)
     check_headers(samples)
     network, metadata = load_network(args.model_weight, args.device, args.backend, args.precision, data.classes)
-    save_dir = args.save_dir
-    if save_dir is None and predict_only:
-        save_dir = os.environ.get("CITYSCAPES_RESULTS", "results")
-    if args.color_dir and save_dir is None:
-        raise UserError("--color_dir was given without --save_dir; give both")
-    writer = PredictionWriter(save_dir, samples, data.classes, args.color_dir) if save_dir else None
-    if args.json:
-        writable_folder(Path(args.json).absolute().parent)
-        refuse_input(args.json, "--json", [args.model_weight, *(file for s in samples for file in (s.image, s.label))])
+    writer, report = open_outputs(args, samples, data.classes)
 
-    note = train_ids_note(samples)
-    if note:
+    notes = [train_ids_note(samples), seen_note(args.split, metadata.get("train_split", "train"))]
+    notes = [note for note in notes if note]
+    for note in notes:
         print(note)
-    if args.split in metadata.get("train_split", "train").split("+"):
-        print(f"the {args.split} split was seen in training: these scores say little about other pictures")
     wide = f" made {args.width} wide" if args.width else ""
     epoch = f", epoch {metadata['epoch']}" if "epoch" in metadata else ""
     print(f"{args.model_weight}{epoch} on {args.data_path}, {args.split}: {len(samples)} frames{wide}, {network.name}")
     read = functools.partial(read_at_width, width=args.width) if args.width else read_pair
-    scores = evaluate(network, samples, data.classes, workers=args.workers, writer=writer, read=read)
-    if writer:
-        print(f"predictions: {writer.folder}")
-    if predict_only:
-        print("the test split is predicted only: its labels are not public")
-        return 1 if writer.refused else 0
-    if not scores.confusion.any():
-        check_frames(samples, args.split, data.classes, args.workers, decode_images=False).refuse_unlabelled()
-    print(scores.table())
-    if args.json:
-        write_file(args.json, json.dumps(scores.as_json(), indent=2).encode())
+    with report or contextlib.nullcontext():
+        scores = evaluate(network, samples, data.classes, workers=args.workers, writer=writer, report=report, read=read)
+        if writer:
+            print(f"predictions: {writer.folder}")
+        if args.split == "test":
+            print("the test split is predicted only: its labels are not public")
+            return 1 if writer.refused else 0
+        if not scores.confusion.any():
+            check_frames(samples, args.split, data.classes, args.workers, decode_images=False).refuse_unlabelled()
+        print(scores.table())
+        if args.json:
+            write_file(args.json, json.dumps(scores.as_json(), indent=2).encode())
+        if report:
+            notes += [f"frames were{wide}"] if wide else []
+            about = About(
+                weights=args.model_weight,
+                data=args.data_path,
+                split=args.split,
+                network=network.name,
+                command=shlex.join(["evaluate.py", *sys.argv[1:]]),
+                epoch=metadata.get("epoch"),
+                note="; ".join(notes),
+            )
+            report.finish(scores, about)
+            print(f"report: {report.path / 'index.html'}")
     return 1 if writer and writer.refused else 0
 
 

@@ -6,6 +6,7 @@ python train.py --data_path /home/data/cityscapes --crop_h 512 --crop_w 1024
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -19,22 +20,26 @@ from tqdm import tqdm
 from classes import Classes
 from dataset import DataSet, Read, Sample, read_pair
 from description import open_data
-from evaluate import Scores, evaluate, official_command
+from evaluate import evaluate, official_command, seen_note
 from images import DataError
 from inference.backends import torch_network
 from inference.checkpoints import build_model, check_state, initial_model
 from inference.predictions import PredictionWriter
 from loading import naming_dead_workers
 from model import FastSCNN
+from scores import Scores
 from training import distributed
 from training.augment import EpochSampler, make_loader
 from training.cache import open_cache
+from training.console import epoch_line, print_start
 from training.frames import find_frames, find_unions, padding, print_check, refuse_other_names
 from training.learner import Learner, half_precision, on_device
 from training.plots import deciding_score
 from training.recipes import compare_settings, data_settings, load_resumable, parse_args
-from training.run_files import RunFiles
+from training.run_files import RunFiles, statistics_row
 from utils import StopSignal, UserError, count_parameters_and_macs, keep_freed_memory, run_cli
+from web.report import Report
+from web.report_data import About
 
 
 class Interrupted(Exception):
@@ -52,6 +57,7 @@ class Trainer:
         data: the data set.
         read: reads a frame, from files or from a cache.
         writer: writes predictions.
+        report: gets the frames of the best weights, if given.
         files: the run's files.
         settings: what a resumed run is compared with.
 
@@ -70,6 +76,7 @@ class Trainer:
         data: DataSet,
         read: Read,
         writer: PredictionWriter,
+        report: Report | None,
         files: RunFiles,
         settings: dict,
     ):
@@ -81,6 +88,7 @@ class Trainer:
         self.data = data
         self.read = read
         self.writer = writer
+        self.report = report
         self.files = files
         self.settings = settings
         self.history: list[dict] = []
@@ -100,34 +108,12 @@ class Trainer:
         for epoch in tqdm(epochs[done:], "run", len(epochs), initial=done, **bar):
             train_loss, images_per_s = self.train_epoch(epoch)
             scores = self.validate(write=epoch % self.args.save_step == 0)
-            row = {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "val_loss": scores.loss,
-                "pixel_accuracy": scores.pixel_accuracy,
-                "class_miou": scores.class_miou,
-                "class_miou_present": scores.class_miou_present,
-                "joined_miou": scores.joined_miou,
-                "category_miou": scores.category_miou,
-                "lr": self.learner.lr,
-                "images_per_s": images_per_s,
-            }
+            row = statistics_row(epoch, train_loss, scores, self.learner.lr, images_per_s)
             self.finish_epoch(row, scores)
-            rest = ""
-            if scores.class_miou != scores.class_miou_present:
-                rest += f"of present classes {100 * scores.class_miou_present:.2f} %  "
-            if scores.joined:
-                rest += f"joined {100 * scores.joined_miou:.2f} %  "
-            if self.data.classes.categories:
-                rest += f"category mIoU {100 * scores.category_miou:.2f} %  "
-            tqdm.write(  # as print, but above the bars
-                f"epoch {epoch}/{self.args.epochs}  train loss {train_loss:.4f}  val loss {scores.loss:.4f}  "
-                f"pixel accuracy {100 * scores.pixel_accuracy:.2f} %  class mIoU {100 * scores.class_miou:.2f} %  "
-                f"{rest}{images_per_s:.1f} images/s"
-            )
+            tqdm.write(epoch_line(row, self.args.epochs))  # as print, but above the bars
             sys.stdout.flush()
         self.learner.scored.load_state_dict(self.best["model"])
-        return self.validate(write=True)
+        return self.validate(write=True, report=self.report)
 
     def train_epoch(self, epoch: int) -> tuple[float, float]:
         """Trains one epoch; returns the mean loss over the labelled pixels, and the crops per second.
@@ -171,8 +157,8 @@ class Trainer:
             )
         return means
 
-    def validate(self, write: bool) -> Scores:
-        """Scores the validation frames at their full size, and writes the predictions if asked to."""
+    def validate(self, write: bool, report: Report | None = None) -> Scores:
+        """Scores the validation frames at their full size, and writes predictions and report if asked to."""
         # On a CPU, batch-norm statistics differ between processes: the first one's are scored.
         distributed.broadcast_from_first(self.learner.scored)
         return evaluate(
@@ -181,6 +167,7 @@ class Trainer:
             self.data.classes,
             workers=self.args.workers,
             writer=self.writer if write else None,
+            report=report,
             read=self.read,
             with_loss=True,
             before_each=self.check_stop,
@@ -242,27 +229,6 @@ def make_model(args: argparse.Namespace, classes: Classes, state: dict | None) -
     return model
 
 
-def print_start(args: argparse.Namespace, learner: Learner, sampler: EpochSampler, val_frames: int, macs: int) -> None:
-    """Prints what is about to be trained, on which device and data."""
-    device = learner.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    if distributed.count() > 1:
-        name = f"{distributed.count()} processes, each {name}"
-    precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16, gradients scaled"}[learner.half]
-    print(f"device {device} ({name}), {precision}, torch {torch.__version__}")
-    if args.amp and learner.half is None:
-        print(
-            "--amp changes nothing: this processor has no instructions for bf16, without which it is slower than fp32"
-        )
-    parameters = sum(parameter.numel() for parameter in learner.model.parameters())
-    print(f"Fast-SCNN: {parameters:,} parameters, {macs / 1e9:.2f} G MACs at {args.crop_h}x{args.crop_w} (thop)")
-    print(
-        f"{sampler.length} training and {val_frames} validation frames; total batch {args.batch_size}, "
-        f"{len(sampler)} steps per epoch, {args.epochs} epochs, {args.epochs * len(sampler)} steps"
-    )
-    print(f"recipe {args.recipe}: {args.optimizer}, lr {learner.peak_lr:g}, {args.loss}, seed {args.seed}", flush=True)
-
-
 def open_all(args: argparse.Namespace) -> tuple[DataSet, dict[str, DataSet]]:
     """Opens the data set of --data_path, and those of --extra_data, which are returned by their path."""
     data = open_data(args.data_path, args.data_root)
@@ -283,7 +249,9 @@ def make_trainer(args: argparse.Namespace, device: torch.device) -> Trainer:
     if state:
         compare_settings(args.resume, state["args"], settings)
     results = os.environ.get("CITYSCAPES_RESULTS") or files.folder / "results"
-    writer = PredictionWriter(results, val_samples, data.classes, files.folder / "results_color")
+    colors = files.folder / "results_color"
+    report = Report(files.folder / "report", data.classes, val_samples, outputs=[results]) if args.report else None
+    writer = PredictionWriter(results, val_samples, data.classes, colors)
 
     part = distributed.rank(), distributed.count()
     sampler = EpochSampler(len(train_samples), args.batch_size, args.seed, part)
@@ -297,7 +265,7 @@ def make_trainer(args: argparse.Namespace, device: torch.device) -> Trainer:
     learner = Learner(args, model, device, args.epochs * len(sampler), half, unions.members)
     print_start(args, learner, sampler, len(val_samples), macs)
     print(f"crops {args.crop_h}x{args.crop_w}: {100 * padding(args, sizes):.1f} % padding", flush=True)
-    trainer = Trainer(args, learner, loader, val_samples, data, read, writer, files, settings)
+    trainer = Trainer(args, learner, loader, val_samples, data, read, writer, report, files, settings)
     if distributed.is_first():
         files.remove_earlier()
     if state:
@@ -306,14 +274,40 @@ def make_trainer(args: argparse.Namespace, device: torch.device) -> Trainer:
     return trainer
 
 
+def finish_report(trainer: Trainer, scores: Scores) -> None:
+    """Writes the report of the best weights.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    args, files = trainer.args, trainer.files
+    about = About(
+        weights=str(files.best),
+        data=args.data_path,
+        split="val",
+        network=f"torch fp32 on {trainer.learner.device}",
+        command=files.command,
+        epoch=trainer.best["epoch"],
+        note=seen_note("val", args.train_split),
+    )
+    trainer.report.finish(scores, about)
+    print(f"report {trainer.report.path / 'index.html'}")
+
+
 def train(args: argparse.Namespace, device: torch.device) -> int:
-    """Trains or resumes a run, and prints how to score the result officially; returns the exit status."""
+    """Trains or resumes a run; returns the exit status."""
     if args.batch_size % distributed.count() or args.batch_size < 2 * distributed.count():
         raise UserError(
             f"--batch_size {args.batch_size} cannot be split over {distributed.count()} processes; expected a "
             f"multiple of {distributed.count()}, with at least two crops for each"
         )
     trainer = make_trainer(args, device)
+    with trainer.report or contextlib.nullcontext():
+        return run(trainer)
+
+
+def run(trainer: Trainer) -> int:
+    """Trains, prints what came out, and writes the report; returns the exit status."""
     files, writer = trainer.files, trainer.writer
     trainer.stop.listen()
     try:
@@ -331,7 +325,9 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
     print(f"\nstatistics {files.statistics}\npredictions {writer.folder}, in color {writer.color_folder}")
     if not trainer.data.described:
         print("official evaluation:")
-        print(official_command(args.data_path, writer.folder, files.folder))
+        print(official_command(trainer.args.data_path, writer.folder, files.folder))
+    if trainer.report and distributed.is_first():
+        finish_report(trainer, scores)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import time
@@ -25,6 +26,8 @@ from training import distributed
 from training.augment import EpochSampler
 from training.learner import Learner
 from training.recipes import parse_args
+from web.report import Report
+from web.report_data import About
 
 LEARN = ["--batch_size", "4", "--aux_weight", "0.4"]
 
@@ -90,11 +93,15 @@ def gradients(part: slice) -> dict[str, torch.Tensor]:
 
 
 def scored(weights: Path, frames: Path, results: Path) -> Scores:
-    """The scores of the train split, which two processes cannot share evenly; predictions are written."""
+    """The scores of the train split, which two processes cannot share evenly; predictions and report are written."""
     network = torch_network(load_model(weights)[0], torch.device("cpu"), "fp32", compiled=False)
     samples = find_samples(frames, "train")
     writer = PredictionWriter(results / "ids", samples, CITYSCAPES, results / "color")
-    return evaluate(network, samples, CITYSCAPES, writer=writer, with_loss=True)
+    with Report(results / "report", CITYSCAPES, samples) as report:
+        scores = evaluate(network, samples, CITYSCAPES, writer=writer, report=report, with_loss=True)
+        if distributed.is_first():
+            report.finish(scores, About("w.pth", "data", "train", "torch", "command"))
+    return scores
 
 
 def files_below(folder: Path) -> dict[Path, bytes]:
@@ -137,8 +144,11 @@ def test_shared_validation_counts_every_frame_once_and_one_process_writes(frames
         assert status == 0, errors
     expected = scored(weights, frames, tmp_path / "alone")
     assert expected.confusion.sum() > 3000
-    written = files_below(tmp_path / "alone")
-    assert len(written) == 6 and files_below(tmp_path / "machine0") == written
+    written, shared = files_below(tmp_path / "alone"), files_below(tmp_path / "machine0")
+    data = Path("report", "data.js")
+    assert json.loads(shared.pop(data)[20:-2])["frames"] == json.loads(written.pop(data)[20:-2])["frames"]  # no date
+    assert sum(path.suffix == ".png" for path in written) == 6 and shared == written
+    assert sum(path.suffix == ".webp" for path in written) == 12
     assert not files_below(tmp_path / "machine1")
     for number in range(2):
         found = np.load(tmp_path / f"{number}.npz")

@@ -21,13 +21,14 @@ ALLOWED = {
     "loading": {"classes", "dataset", "images", "utils"},
     "streams": set(),
     "unions": {"classes", "images", "streams"},
+    "scores": {"classes", "unions"},
     "numpy_scalars": set(),
     "utils": {"numpy_scalars", "streams"},
     "street": set(),
     "inference": {"model", "classes", "dataset", "images", "utils"},
-    "training": {"model", "classes", "dataset", "images", "loading", "unions", "utils"},
+    "training": {"model", "classes", "dataset", "images", "loading", "scores", "unions", "utils"},
     "viewing": {"classes", "dataset", "images", "utils", "inference"},
-    "web": {"classes", "dataset", "images", "utils", "viewing"},
+    "web": {"classes", "dataset", "images", "scores", "unions", "utils", "viewing"},
     "speed": {"model", "classes", "dataset", "images", "loading", "utils", "inference", "training"},
 }
 SCRIPTS = {"train", "evaluate", "deploy", "viewer", "synthetic", "benchmark", "hubconf"}

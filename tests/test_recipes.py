@@ -66,10 +66,18 @@ def test_only_what_leaves_the_result_alone_may_change_in_a_resumed_run() -> None
         "device",
         "workers",
         "processes",
+        "report",
         "save_step",
         "tensorboard",
     }
     assert free == first_only | places
+
+
+def test_a_flag_that_a_run_did_not_know_yet_is_no_other_setting(capsys: pytest.CaptureFixture) -> None:
+    """A resumed run that says "was None" of a flag that it does not use either."""
+    before = {**vars(parse_args([])), "train_frames": 3, "processes": 1}
+    compare_settings("last.pth", {name: value for name, value in before.items() if name != "report"}, before)
+    assert capsys.readouterr().out == ""
 
 
 def test_unknown_names_list_the_choices(tmp_path) -> None:

@@ -100,6 +100,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "output_dir": Flag(".", "folder of weights, statistics and predictions"),
         "overwrite": Flag(False, "replace an earlier run in --output_dir"),
         "check": Flag(False, "only check every file of the data set, and print what it holds"),
+        "report": Flag(False, "at the end, write a page of the best weights' scores and all val frames"),
         "tensorboard": Flag(False, "also write TensorBoard events (needs the package tensorboard)"),
     },
 }
@@ -251,7 +252,8 @@ def compare_settings(path: str, before: dict, now: dict) -> None:
     Raises:
         UserError: one of them decides the result.
     """
-    before = {**ORIGINAL, **data_settings(CITYSCAPES, [], []), **before}  # a flag that came later does nothing in it
+    defaults = {name: flag.default for name, flag in ALL_FLAGS.items()}
+    before = {**defaults, **data_settings(CITYSCAPES, [], []), **before}  # a flag that came later does nothing in it
     differ = [name for name in now if name not in FIRST_ONLY and before.get(name) != now[name]]
     deciding = {*data_settings(CITYSCAPES, [], []), *(name for name, flag in ALL_FLAGS.items() if flag.decides)}
     if not now["power"]:  # a constant rate does not depend on the number of epochs

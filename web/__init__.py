@@ -1,1 +1,1 @@
-"""Pages that people look at: the network in a browser."""
+"""Pages that people look at: the report of scores, the network in a browser."""
