@@ -10,6 +10,8 @@ import math
 import os
 import resource
 import shutil
+import signal
+import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import assert_user_error, run_script
+from conftest import assert_user_error, run_script, start_script
 from test_train import FLAGS as TRAIN_FLAGS
 from tiny_sets import describe, put
 
@@ -246,6 +248,21 @@ def test_a_full_disk_leaves_the_earlier_report_and_all_scores(frames, weights, t
     assert "class mIoU" in result.stdout and json.loads((tmp_path / "scores.json").read_text())
     assert everything(tmp_path / "r") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "r", "scores.json"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing_unfinished(number, frames, weights, tmp_path) -> None:
+    """Hidden folders with gigabytes of pictures, one for each evaluation that a cluster stopped."""
+    for path in [*frames.rglob("valstadt_000000_000000_*")]:
+        for index in range(2, 500):
+            os.link(path, path.with_name(path.name.replace("_000000_000000_", f"_000000_{index:06d}_")))
+    fixed = ("--data_path", frames, "--model_weight", weights, "--device", "cpu", "--workers", 2)
+    started = start_script("evaluate.py", *fixed, "--report", tmp_path / "r", cwd=tmp_path)
+    while started.returncode is None and not list(tmp_path.glob(".r.*")):
+        time.sleep(0.01)
+    started.send_signal(number)
+    assert started.wait()[0] == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
 
 
 def test_flags_that_do_not_go_together_are_refused(frames, weights, tmp_path) -> None:

@@ -368,8 +368,6 @@ def test_labels_are_those_of_python(ending: str, page, address: str, tmp_path: P
 @pytest.mark.browser
 def test_webgpu_gives_the_same_labels(page: Page, address: str, picture: Path) -> None:
     """A graph that the other engine does not run, or runs otherwise."""
-    # Of the size that the page begins with: an emulated processor takes seconds to compile for another one.
-    cv2.imwrite(str(picture), draw_scene(1, 64, 64)[0][..., ::-1])
     go(page, f"{address}?engine=webgpu")
     assert page.text("status") == "The network is ready, on WebGPU.", page.text("notes")
     give(page, picture)
