@@ -283,6 +283,27 @@ def test_the_slider_divides_ground_truth_from_prediction(page, reports) -> None:
             assert np.abs(pixel - expected).max() <= 4, (at, x, pixel, expected)
 
 
+def test_errors_in_the_list_have_the_colors_of_the_legend(page, reports) -> None:
+    """A faint picture over the errors that are said to lie on it, which makes their colors those of no class."""
+    open_report(page, reports.first)
+    selector = ".frame[data-index='0'] .stack.errors"
+    page.run("document.querySelector(arguments[0]).scrollIntoView({ block: 'center' })", selector)
+    page.run("document.querySelectorAll('.stack img').forEach((image) => { image.loading = 'eager'; })")
+    page.driver.execute_async_script(
+        "Promise.all([...document.images].map((image) => image.decode())).then(arguments[0])"
+    )
+    looks = page.pixels(selector)
+    errors = read_picture(reports.first, 1, "errors")
+    # Inside a block of one color, away from the edges that a browser blends.
+    kernel = np.ones((9, 9), np.uint8)
+    same = (cv2.dilate(errors, kernel) == cv2.erode(errors, kernel)).all(-1) & (errors[..., 3] > 0)
+    rows, columns = np.nonzero(same)
+    assert len(rows) > 100
+    scale = np.array(looks.shape[:2]) / errors.shape[:2]
+    found = looks[((rows + 0.5) * scale[0]).astype(int), ((columns + 0.5) * scale[1]).astype(int)]
+    np.testing.assert_array_equal(found, errors[rows, columns, :3])
+
+
 def test_the_pointer_reads_the_classes(page, reports) -> None:
     """Classes that only colors tell apart, or the name of a class beside the one that is pointed at."""
     open_report(page, reports.second)
@@ -315,6 +336,10 @@ def test_differences_to_another_report(page, reports) -> None:
     assert shown.endswith(f"{'▲' if change > 0 else '▼'} {abs(change):.2f}")
     kind = page.find("#means > div:last-child .difference").get_attribute("className")
     assert kind.split() == ["difference", "better" if change > 0 else "worse"]
+    # A network that predicts no absent class, beside one that does: the means over all classes are of other classes.
+    assert theirs["scores"]["class_miou"] != theirs["scores"]["class_miou_present"]
+    keys = "report.scores.class_miou = report.scores.class_miou_present; return shownMeans().map(([key]) => key)"
+    assert "class_miou_present" in page.run(keys)
     changes = [a["iou"] - b["iou"] for a, b in zip(ours["frames"], theirs["frames"], strict=True)]
     for order, sign in (("lost", 1), ("gained", -1)):
         page.run("byId('order').value = arguments[0]; listFrames();", order)
@@ -349,6 +374,14 @@ def test_it_is_legible_on_a_phone(page, reports, dark) -> None:
         color, back = (page.run("return colorNamed(arguments[0])", wanted) for wanted in (name, "--page"))
         assert contrast(color, back) >= 4.5, name  # Source: WCAG 2.2, 1.4.3
     assert (luminance(page.run("return colorNamed('--page')")) < 0.1) == dark
+    cells = page.run(
+        "const range = [...Array(101).keys()].map((part) => part / 100);"
+        "return ['--accent', '--bad'].flatMap((name) => range.map((part) => {"
+        "  const fill = mixed(colorNamed(name), colorNamed('--page'), part);"
+        "  return [fill, legibleOn(fill)];"
+        "}))"
+    )
+    assert min(contrast(*cell) for cell in cells) >= 4.5 and len({fill for fill, _ in cells}) > 150
     assert page.run("return [...document.images].filter((image) => !image.alt).length") == 4  # under the errors
     page.run("openViewer(1)")
     page.settle()
