@@ -24,7 +24,8 @@ from model import FastSCNN
 from street.scene import draw_scene
 from utils import UserError, run_cli, writable_folder
 from viewing.sources import find_pictures
-from web.site import CDN, RUNTIME_PACKAGE, check_site, find_runtime, site_aside
+from web.folder import FolderAside
+from web.site import CDN, RUNTIME_PACKAGE, find_runtime, open_site, site_aside
 
 SAFETENSORS, WEB = "safetensors", "web"
 ENDINGS = {**FORMATS, SAFETENSORS: ".safetensors", WEB: "_site"}
@@ -91,11 +92,11 @@ def check_agreement(
 
 @contextlib.contextmanager
 def web_aside(
-    model: FastSCNN, metadata: dict, output: Path, weights: str, runtime: Path | None, images: Sequence[np.ndarray]
+    model: FastSCNN, metadata: dict, site: FolderAside, weights: str, runtime: Path | None, images: Sequence[np.ndarray]
 ) -> Iterator[Network]:
     """Writes a site with the ONNX file in it; see site_aside, and exported_aside for the rest."""
     with (
-        site_aside(output, weights, metadata, runtime) as path,
+        site_aside(site, weights, metadata, runtime) as path,
         exported_aside(model, metadata, path, "onnx", images) as network,
     ):
         yield network
@@ -173,9 +174,8 @@ def main() -> int:
     weights = Path(args.model_weight)
     output = Path(args.output) if args.output else weights.with_name(weights.stem + ENDINGS[args.format])
     runtime = find_runtime(args.runtime) if args.runtime else None
-    if args.format == WEB:
-        check_site(output)
-    else:
+    site = open_site(output) if args.format == WEB else None
+    if not site:
         check_output(output, [weights, *found])
     images = read_pictures(found)
     source = hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -186,14 +186,14 @@ def main() -> int:
         aside = safetensors_aside(model, metadata, output)
     else:
         metadata = export_metadata(model, source, args.precision, size, loaded["classes"])
-        if args.format == WEB:
-            aside = web_aside(model, metadata, output, weights.name, runtime, images)
+        if site:
+            aside = web_aside(model, metadata, site, weights.name, runtime, images)
         else:
             aside = exported_aside(model, metadata, output, args.format, images)
     with aside as network:
         share = check_agreement(model, network, images, least, [size] if size else DYNAMIC_SIZES)
         metadata |= {"agreement": share, "least_agreement": least}
-    if args.format == WEB:
+    if site:
         place = "the folder itself" if runtime else CDN
         print(f"{output}: any size; {RUNTIME_PACKAGE} comes from {place}; look at it by python {output / 'serve.py'}")
         return 0

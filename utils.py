@@ -35,13 +35,15 @@ class UserError(Exception):
 def run_cli(main: Callable[[], int | None], *user_errors: type[Exception]) -> None:
     """Runs a script's main and ends the process: a user's mistake is one line on stderr and exit status 2.
 
-    The exit status is that of the work, whatever becomes of the output; see streams.steady_streams.
+    The exit status is that of the work, whatever becomes of the output; see streams.steady_streams. Ctrl-C and SIGTERM
+    leave nothing unfinished behind: both unwind main as an exception does.
 
     Args:
         main: returns the exit status; None means 0.
         user_errors: exception types that mean a user's mistake, in addition to UserError. Any other exception keeps its
             traceback, because it is our fault.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with steady_streams():
         try:
             status = main()

@@ -10,6 +10,8 @@ import math
 import os
 import resource
 import shutil
+import signal
+import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -210,38 +212,19 @@ def test_cells_are_no_formulas() -> None:
 
 
 def test_only_a_report_is_replaced(frames, weights, tmp_path) -> None:
-    """Somebody's folder, emptied because its name was given to --report."""
-    own = tmp_path / "own"
-    put_text(own / "notes.txt")
-    site = tmp_path / "site"
-    put_text(site / "index.html", site / "style.css")
-    (tmp_path / "file").write_text("x")
+    """Somebody's folder, emptied because its name was given to --report; pictures of a longer report that stay."""
+    put_text(tmp_path / "own" / "notes.txt")
     before = everything(tmp_path)
-    for folder, words in (
-        (own, "notes.txt"),
-        (site, "index.html"),
-        (tmp_path / "file", "is not a folder"),
-        (tmp_path / "file" / "r", "cannot be used (Not a directory)"),
-        (tmp_path / ("x" * 300), "cannot be used (File name too long)"),
-        ("", "holds other files"),
-    ):
-        result = score(frames, weights, folder, cwd=tmp_path)
-        assert_user_error(result, words)
-        assert result.stdout == ""  # before the work
-    assert everything(tmp_path) == before
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "link").symlink_to("empty")
-    assert score(frames, weights, tmp_path / "link", cwd=tmp_path).returncode == 0
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "index.html").exists()
-    first = read_data(tmp_path / "empty")
-    (tmp_path / "empty" / "pictures" / "9999_input.webp").write_bytes(b"of a longer one")
-    (tmp_path / "empty" / ".DS_Store").write_bytes(b"of a file manager")
-    assert score(frames, weights, tmp_path / "empty", "--report_width", 64, cwd=tmp_path).returncode == 0
-    assert not (tmp_path / "empty" / "pictures" / "9999_input.webp").exists()
-    assert first["frames"][0]["shown"] == [64, 96]
-    assert read_data(tmp_path / "empty")["frames"][0]["shown"] == [43, 64]
-    put_text(tmp_path / "empty" / "pictures" / "mine.webp")
-    assert_user_error(score(frames, weights, tmp_path / "empty", cwd=tmp_path), "pictures/mine.webp")
+    result = score(frames, weights, tmp_path / "own", cwd=tmp_path)
+    assert_user_error(result, "notes.txt")
+    assert result.stdout == "" and everything(tmp_path) == before  # before the work
+    assert_user_error(score(frames, weights, "", cwd=tmp_path / "own"), "holds other files (notes.txt)")
+    assert score(frames, weights, tmp_path / "r", cwd=tmp_path).returncode == 0
+    assert read_data(tmp_path / "r")["frames"][0]["shown"] == [64, 96]
+    (tmp_path / "r" / "pictures" / "9999_input.webp").write_bytes(b"of a longer one")
+    assert score(frames, weights, tmp_path / "r", "--report_width", 64, cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "r" / "pictures" / "9999_input.webp").exists()
+    assert read_data(tmp_path / "r")["frames"][0]["shown"] == [43, 64]
 
 
 def put_text(*paths: Path) -> None:
@@ -255,14 +238,31 @@ def test_a_full_disk_leaves_the_earlier_report_and_all_scores(frames, weights, t
     """A report of yesterday that is gone, or the scores of an hour that are not printed, for want of space."""
     assert score(frames, weights, tmp_path / "r", cwd=tmp_path).returncode == 0
     before = everything(tmp_path / "r")
-    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (3_000, 3_000))
-    fixed = ("--data_path", frames, "--model_weight", weights, "--device", "cpu", "--workers", 0)
-    flags = (*fixed, "--report", tmp_path / "r", "--json", tmp_path / "scores.json")
-    result = start_script("evaluate.py", *flags, cwd=tmp_path, first=limit).result()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, limits[1]))
+    try:
+        result = score(frames, weights, tmp_path / "r", "--json", tmp_path / "scores.json", cwd=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert_user_error(result, "cannot be written (File too large)", "the earlier one is untouched")
     assert "class mIoU" in result.stdout and json.loads((tmp_path / "scores.json").read_text())
     assert everything(tmp_path / "r") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "r", "scores.json"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing_unfinished(number, frames, weights, tmp_path) -> None:
+    """Hidden folders with gigabytes of pictures, one for each evaluation that a cluster stopped."""
+    for path in [*frames.rglob("valstadt_000000_000000_*")]:
+        for index in range(2, 500):
+            os.link(path, path.with_name(path.name.replace("_000000_000000_", f"_000000_{index:06d}_")))
+    fixed = ("--data_path", frames, "--model_weight", weights, "--device", "cpu", "--workers", 2)
+    started = start_script("evaluate.py", *fixed, "--report", tmp_path / "r", cwd=tmp_path)
+    while started.returncode is None and not list(tmp_path.glob(".r.*")):
+        time.sleep(0.01)
+    started.send_signal(number)
+    assert started.wait()[0] == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
 
 
 def test_flags_that_do_not_go_together_are_refused(frames, weights, tmp_path) -> None:

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pytest
-from chromium import Page, browser, needs_browser
+from browsers import Page, contrast, luminance, open_browser
 from conftest import ROOT, run_script, write_frame
-from selenium.webdriver import ActionChains, Keys
 from test_report import read_data, read_picture, tiny_report
 
 from classes import CITYSCAPES, Classes, distinct_colors, plain_labels
@@ -23,7 +22,7 @@ from dataset import find_samples, read_pair
 from images import read_image
 from synthetic import write_dataset
 
-pytestmark = [pytest.mark.browser, needs_browser]
+pytestmark = pytest.mark.browser
 ODD_NAMES = ("a<img src=x onerror=hacked()>", 'b"quoted"#1', "c%2e%2e'", "d..")
 GREY = 128
 
@@ -49,7 +48,7 @@ class Reports(NamedTuple):
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
     """A browser for all tests of this file."""
-    with browser() as opened:
+    with open_browser() as opened:
         yield opened
 
 
@@ -86,6 +85,13 @@ def no_errors(page: Page) -> Iterator[None]:
     assert page.errors() == []
 
 
+def open_report(page: Page, folder: Path, *look: object) -> None:
+    """Opens a report from disk, see Page.look, and waits until it is drawn."""
+    page.look(*look)
+    page.driver.get((folder / "index.html").absolute().as_uri())
+    page.settle()
+
+
 def frame_table(report: Path) -> list[dict[str, str]]:
     """The rows of frames.csv."""
     with open(report / "frames.csv", newline="") as file:
@@ -109,7 +115,7 @@ def percent(fraction: float) -> str:
 
 def test_numbers_are_those_of_console_and_json(page, reports) -> None:
     """A page whose last digit differs from the table beside it, or that computes its own averages."""
-    page.open(reports.second)
+    open_report(page, reports.second)
     scores, present = reports.scores, [name for name, iou in reports.scores["classScores"].items() if iou is not None]
     shown = dict(zip(page.texts("#means dt"), page.texts("#means .number"), strict=True))
     assert shown["class mIoU"] == percent(scores["averageScoreClasses"])
@@ -129,14 +135,14 @@ def test_numbers_are_those_of_console_and_json(page, reports) -> None:
 
 def test_percent_rounds_as_python(page, reports) -> None:
     """Halves, of which JavaScript takes the larger and Python the even one."""
-    page.open(reports.first)
+    open_report(page, reports.first)
     values = [*(k / 800 for k in range(801)), *np.random.default_rng(0).random(500).tolist(), 0.0, 1.0]
     assert page.run("return arguments[0].map(percent)", values) == [percent(value) for value in values]
 
 
 def test_names_are_text(page, reports) -> None:
     """A file name that becomes markup, and runs, in the browser of whoever opens the report."""
-    page.open(reports.first)
+    open_report(page, reports.first)
     page.run("window.hacked = () => { window.ran = true; }")
     page.find(".open").click()
     page.settle()
@@ -148,7 +154,7 @@ def test_names_are_text(page, reports) -> None:
 
 def test_classes_sort_by_each_column(page, reports) -> None:
     """A head that sorts text as numbers, or puts classes without a number first."""
-    page.open(reports.second)
+    open_report(page, reports.second)
     iou = reports.scores["classScores"]
     strip = [re.sub(" only predicted$", "", name) for name in class_names(page)]
     assert strip == sorted(strip, key=lambda name: iou[name])
@@ -164,7 +170,7 @@ def test_classes_sort_by_each_column(page, reports) -> None:
 
 def test_a_class_filters_the_frames_that_lose_it(page, reports) -> None:
     """Frames without that error, an order by something else, a filter that stays."""
-    page.open(reports.first)
+    open_report(page, reports.first)
     car = CITYSCAPES.names.index("car")
     wrong = {}
     for index, frame in enumerate(read_data(reports.first)["frames"]):
@@ -182,7 +188,7 @@ def test_a_class_filters_the_frames_that_lose_it(page, reports) -> None:
 
 def test_words_and_matrix_say_the_confusions(page, reports) -> None:
     """Rows and columns exchanged, shares of the wrong total, a list that begins with the smallest."""
-    page.open(reports.first)
+    open_report(page, reports.first)
     data = read_data(reports.first)
     pairs = np.array(data["confusion"]).reshape(-1, 3)
     total, errors = pairs[:, 2].sum(), pairs[pairs[:, 0] != pairs[:, 1]]
@@ -200,15 +206,15 @@ def test_words_and_matrix_say_the_confusions(page, reports) -> None:
         int(truth),
         int(prediction),
     )
-    canvas = page.find("#matrix")
-    ActionChains(page.driver).move_to_element_with_offset(canvas, *at).perform()
+    page.point("#matrix", *at)
     words = page.find("#matrix-text").text
     assert words.startswith(
         f"{names[truth]} taken for {names[prediction]}: {100 * pixels / row:.2f} % of {names[truth]}"
     )
     assert words.endswith(f"{100 * pixels / total:.2f} % of all pixels, {pixels:,} pixels")
     before = page.run("return matrix.at")
-    canvas.send_keys(Keys.ARROW_DOWN)
+    page.run("byId('matrix').focus()")
+    page.press("ARROW_DOWN")
     assert page.run("return matrix.at") != before and page.find("#matrix-text").text != words
     page.find("#words button").click()
     frames = [np.array(frame["confusion"]).reshape(-1, 3) for frame in data["frames"]]
@@ -218,7 +224,7 @@ def test_words_and_matrix_say_the_confusions(page, reports) -> None:
 
 def test_frames_order_and_search(page, reports) -> None:
     """A list that begins with the best frame, or a search that also finds others."""
-    page.open(reports.first)
+    open_report(page, reports.first)
     rows = frame_table(reports.first)
     worst = sorted(range(4), key=lambda index: float(rows[index]["mean_iou"]))
     assert listed(page) == worst
@@ -233,28 +239,29 @@ def test_frames_order_and_search(page, reports) -> None:
 
 def test_keys_lead_through_frames_and_views(page, reports) -> None:
     """Arrow keys that scroll, that leave the filtered list, or that do not work in the slider."""
-    page.open(reports.first)
+    open_report(page, reports.first)
     worst = listed(page)
     page.find(".open").click()
     at = "return viewer.index"
     assert page.run(at) == worst[0]
-    ActionChains(page.driver).send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT).perform()
+    page.press("ARROW_RIGHT", "ARROW_RIGHT", "ARROW_LEFT")
     assert page.run(at) == worst[1] and "2 of 4" in page.find("#viewer-title").text
     page.find("#next").click()
-    ActionChains(page.driver).send_keys(*[Keys.ARROW_RIGHT] * 9).perform()
+    page.press(*["ARROW_RIGHT"] * 9)
     assert page.run(at) == worst[3] and not page.find("#next").is_enabled()
-    page.find("#slider").send_keys(Keys.ARROW_LEFT)
+    page.run("byId('slider').focus()")
+    page.press("ARROW_LEFT")
     assert page.run(at) == worst[3] and page.find("#slider").get_attribute("value") == "49"
-    ActionChains(page.driver).send_keys("4").perform()
+    page.press("4")
     assert page.texts("#views [aria-pressed=true]") == ["Ground truth"]
     assert page.run("return getComputedStyle(byId('slider')).display") == "none"
-    ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
+    page.press("ESCAPE")
     assert not page.run("return byId('viewer').open")
 
 
 def test_the_slider_divides_ground_truth_from_prediction(page, reports) -> None:
     """Sides exchanged, labels of another frame, colors that are not those of the legend."""
-    page.open(reports.first)
+    open_report(page, reports.first)
     page.run("openViewer(0)")
     colors = {}
     for place, (kind, view) in enumerate((("truth", 3), ("prediction", 4))):
@@ -276,9 +283,30 @@ def test_the_slider_divides_ground_truth_from_prediction(page, reports) -> None:
             assert np.abs(pixel - expected).max() <= 4, (at, x, pixel, expected)
 
 
+def test_errors_in_the_list_have_the_colors_of_the_legend(page, reports) -> None:
+    """A faint picture over the errors that are said to lie on it, which makes their colors those of no class."""
+    open_report(page, reports.first)
+    selector = ".frame[data-index='0'] .stack.errors"
+    page.run("document.querySelector(arguments[0]).scrollIntoView({ block: 'center' })", selector)
+    page.run("document.querySelectorAll('.stack img').forEach((image) => { image.loading = 'eager'; })")
+    page.driver.execute_async_script(
+        "Promise.all([...document.images].map((image) => image.decode())).then(arguments[0])"
+    )
+    looks = page.pixels(selector)
+    errors = read_picture(reports.first, 1, "errors")
+    # Inside a block of one color, away from the edges that a browser blends.
+    kernel = np.ones((9, 9), np.uint8)
+    same = (cv2.dilate(errors, kernel) == cv2.erode(errors, kernel)).all(-1) & (errors[..., 3] > 0)
+    rows, columns = np.nonzero(same)
+    assert len(rows) > 100
+    scale = np.array(looks.shape[:2]) / errors.shape[:2]
+    found = looks[((rows + 0.5) * scale[0]).astype(int), ((columns + 0.5) * scale[1]).astype(int)]
+    np.testing.assert_array_equal(found, errors[rows, columns, :3])
+
+
 def test_the_pointer_reads_the_classes(page, reports) -> None:
     """Classes that only colors tell apart, or the name of a class beside the one that is pointed at."""
-    page.open(reports.second)
+    open_report(page, reports.second)
     page.run("openViewer(0)")
     page.settle()
     samples = find_samples(reports.data, "val")
@@ -288,7 +316,7 @@ def test_the_pointer_reads_the_classes(page, reports) -> None:
     stage = page.find("#stage")
     for x in (0.3, 0.8):
         offset = (x - 0.5) * stage.rect["width"], -0.1 * stage.rect["height"]
-        ActionChains(page.driver).move_to_element_with_offset(stage, *map(int, offset)).perform()
+        page.point("#stage", *offset)
         row, column = 2 * int(0.4 * 32), 2 * int(x * 64)
         ids = [CITYSCAPES.colors.index(tuple(picture[row, column].tolist())) for picture in predictions]
         expected = ["ground truth " + CITYSCAPES.names[truth[row, column]]]
@@ -300,7 +328,7 @@ def test_the_pointer_reads_the_classes(page, reports) -> None:
 
 def test_differences_to_another_report(page, reports) -> None:
     """A gain that is shown as a loss, or pictures that lie in the other folder."""
-    page.open(reports.second)
+    open_report(page, reports.second)
     ours, theirs = read_data(reports.second), read_data(reports.first)
     change = 100 * (ours["scores"]["pixel_accuracy"] - theirs["scores"]["pixel_accuracy"])
     shown = page.texts("#means > div:last-child .versus")[0]
@@ -308,6 +336,13 @@ def test_differences_to_another_report(page, reports) -> None:
     assert shown.endswith(f"{'▲' if change > 0 else '▼'} {abs(change):.2f}")
     kind = page.find("#means > div:last-child .difference").get_attribute("className")
     assert kind.split() == ["difference", "better" if change > 0 else "worse"]
+    # Beside a network that predicts absent classes, whose mean over all classes is lower for that alone.
+    shown = page.run(
+        "report.scores.class_miou = report.scores.class_miou_present;"
+        "report.other.scores.class_miou = report.other.scores.class_miou_present / 2;"
+        "return shownMeans().map(([key]) => key);"
+    )
+    assert "class_miou_present" in shown
     changes = [a["iou"] - b["iou"] for a, b in zip(ours["frames"], theirs["frames"], strict=True)]
     for order, sign in (("lost", 1), ("gained", -1)):
         page.run("byId('order').value = arguments[0]; listFrames();", order)
@@ -323,42 +358,37 @@ def test_differences_to_another_report(page, reports) -> None:
 
 def test_curves_show_the_epoch_of_the_weights(page, reports) -> None:
     """Curves of another run, or of other columns than their names say."""
-    page.open(reports.first)
+    open_report(page, reports.first)
     epoch = read_data(reports.first)["about"]["epoch"]
     first = page.texts("#curves .readout")[0]
     assert first == f"epoch {epoch} training {2.5 - epoch / 100:.4f} validation {2 - epoch / 100:.4f}" and epoch < 100
     assert page.texts("#curves figcaption") == ["Loss", "Validation scores, %", "Learning rate"]
     assert len(page.run("return document.querySelector('#curves polyline').getAttribute('points')").split()) == 100
-    page.open(reports.second)
+    open_report(page, reports.second)
     assert not page.find("#curves").is_displayed() and not page.find("#curves-link").is_displayed()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_it_is_legible_on_a_phone(page, reports, dark) -> None:
     """A page that scrolls sideways, text that nobody can read in the dark, pictures without words."""
-    page.open(reports.second, 390, 844, dark)
+    open_report(page, reports.second, 390, 844, dark)
     assert page.run("return document.documentElement.scrollWidth") <= 390
     for name in ("--ink", "--weak", "--accent", "--good", "--bad"):
         color, back = (page.run("return colorNamed(arguments[0])", wanted) for wanted in (name, "--page"))
         assert contrast(color, back) >= 4.5, name  # Source: WCAG 2.2, 1.4.3
     assert (luminance(page.run("return colorNamed('--page')")) < 0.1) == dark
+    cells = page.run(
+        "const range = [...Array(101).keys()].map((part) => part / 100);"
+        "return ['--accent', '--bad'].flatMap((name) => range.map((part) => {"
+        "  const fill = mixed(colorNamed(name), colorNamed('--page'), part);"
+        "  return [fill, legibleOn(fill)];"
+        "}))"
+    )
+    assert min(contrast(*cell) for cell in cells) >= 4.5 and len({fill for fill, _ in cells}) > 150
     assert page.run("return [...document.images].filter((image) => !image.alt).length") == 4  # under the errors
     page.run("openViewer(1)")
     page.settle()
     assert page.run("return byId('viewer').scrollWidth <= 390") and page.find("#stage").rect["width"] > 250
-
-
-def luminance(color: str) -> float:
-    """The relative luminance of #rrggbb. Source: WCAG 2.2."""
-    parts = [int(color.strip()[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
-
-
-def contrast(first: str, second: str) -> float:
-    """The contrast ratio of two colors."""
-    low, high = sorted((luminance(first), luminance(second)))
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_one_frame_of_many_classes_and_one_without_labels(page, tmp_path) -> None:
@@ -368,12 +398,12 @@ def test_one_frame_of_many_classes_and_one_without_labels(page, tmp_path) -> Non
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 60, (60, 80)).astype(np.uint8)
     one = tiny_report(tmp_path / "one", [truth], [np.where(rng.random(truth.shape) < 0.9, truth, 1)], classes)
-    page.open(one)
+    open_report(page, one)
     assert len(page.texts("#class-table tbody tr")) == 60 and "<b>bold</b>" in class_names(page)
     assert page.find("#found").text == "1 frame" and page.find("#matrix").rect["height"] > 300
     nothing = np.full_like(truth, 255)
     two = tiny_report(tmp_path / "two", [nothing, truth], [truth, truth], classes)
-    page.open(two)
+    open_report(page, two)
     assert page.texts(".score")[1] == "no labelled pixel" and page.texts(".score")[0].startswith("100.00 %")
     page.run("openViewer(0)")
     page.settle()
@@ -384,5 +414,5 @@ def test_a_folder_without_its_data_says_so(page, reports, tmp_path) -> None:
     """An empty page where only index.html was copied."""
     shutil.copytree(reports.first, tmp_path / "r")
     (tmp_path / "r" / "data.js").write_text("")
-    page.open(tmp_path / "r")
+    open_report(page, tmp_path / "r")
     assert "Copy the whole folder" in page.find("#problem").text

@@ -16,30 +16,48 @@ _LEFT_BY_SYSTEMS = {".ds_store", "desktop.ini", "thumbs.db"}
 
 
 class FolderAside:
-    """A folder in the making: `write` files, then `exchange` or `discard`. Nothing is written before the first `write`.
+    """A folder in the making: `make` or `write`, then `exchange`; as a context, it leaves nothing that is unfinished.
+
+    Nothing is written before the first `write` or `make`.
+
+    Attributes:
+        path: the folder, with links followed.
+        aside: the folder beside it that takes its place.
 
     Args:
-        path: the folder to write; it may be missing, empty, or an earlier one of ours. Links are followed.
-        foreign: returns the first file of an existing folder that is not ours, or None; such a folder is refused.
-        flag: that names the folder, for messages.
+        path: the folder to write; it may be missing, empty, or an earlier one of this kind. Links are followed.
+        flag: that names it, for messages.
+        kind: what it is, in a word, for messages.
+        foreign: returns the first file of an existing folder that no folder of this kind has, or None.
 
     Raises:
-        UserError: the folder is refused, is a file or a mount point, or its parent cannot be written to.
+        UserError: the folder holds foreign files, is a file, a mount point or the current folder, or its parent cannot
+            be written to.
     """
 
-    def __init__(self, path: str | Path, foreign: Callable[[Path], str | None], flag: str):
+    def __init__(self, path: str | Path, flag: str, kind: str, foreign: Callable[[Path], str | None]):
         self.path = Path(os.path.realpath(path))
-        self.foreign, self.flag = foreign, flag
+        self.flag, self.kind, self.foreign = flag, kind, foreign
         self._refuse_foreign()
-        if os.path.ismount(self.path):
-            raise UserError(f"{flag} {path} is a mount point, which cannot be exchanged; name a folder inside it")
+        # Whoever works in a folder that is exchanged goes on in the old one, which is removed.
+        used = "a mount point" if os.path.ismount(self.path) else ""
+        used = "the current folder" if Path.cwd().is_relative_to(self.path) else used
+        if used:
+            raise UserError(f"{flag} {path} is {used}, which cannot be exchanged; name a folder inside it")
         writable_folder(self.path.parent)
         self.aside = unfinished_path(self.path)
+        self.discard()  # what a killed process of the same number left
+
+    def __enter__(self) -> FolderAside:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.discard()
 
     def _refuse_foreign(self) -> None:
         try:
             mode = os.stat(self.path).st_mode
-            other = self.foreign(self.path) if stat.S_ISDIR(mode) and unknown_entries(self.path, set()) else None
+            other = self.foreign(self.path) if stat.S_ISDIR(mode) else None
         except FileNotFoundError:
             return
         except OSError as error:
@@ -49,8 +67,16 @@ class FolderAside:
         if other:
             raise UserError(
                 f"{self.flag} {self.path} holds other files ({other}), which are not replaced; name a folder that is "
-                "missing, empty, or an earlier report"
+                f"missing, empty, or an earlier {self.kind}"
             )
+
+    def make(self) -> Path:
+        """Makes the folder that is aside, to be filled, and returns it.
+
+        Raises:
+            UserError: it cannot be written to; the folder is untouched.
+        """
+        return writable_folder(self.aside)
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file, whose name may begin with folders, under the folder that is aside.
@@ -79,7 +105,7 @@ class FolderAside:
             try:
                 os.rename(self.aside, self.path)
             except OSError:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(FileNotFoundError):  # there was none
                     os.rename(old, self.path)
                 raise
         except OSError as error:
@@ -98,6 +124,25 @@ class FolderAside:
         shutil.rmtree(self.aside, ignore_errors=True)
 
 
-def unknown_entries(folder: Path, known: set[str]) -> list[str]:
-    """Returns the names in a folder that are not known, without what systems leave there, sorted."""
-    return sorted(name for name in os.listdir(folder) if name not in known and name.lower() not in _LEFT_BY_SYSTEMS)
+def first_foreign(folder: Path, is_ours: Callable[[str], bool]) -> str | None:
+    """Returns the first file or link below a folder that is not ours, hidden ones too; empty folders are no loss.
+
+    Args:
+        folder: to look in; links in it are not followed.
+        is_ours: tells it of a path inside the folder, with slashes. What systems leave there is not asked about.
+
+    Raises:
+        OSError: a folder in it cannot be read.
+    """
+
+    def cannot_read(error: OSError) -> None:
+        raise error
+
+    for current, folders, names in os.walk(folder, onerror=cannot_read):
+        folders.sort()
+        links = [name for name in folders if Path(current, name).is_symlink()]
+        for name in sorted([*links, *names]):
+            path = Path(current, name).relative_to(folder).as_posix()
+            if name.lower() not in _LEFT_BY_SYSTEMS and not is_ours(path):
+                return path
+    return None

@@ -17,7 +17,7 @@ from classes import Classes
 from dataset import Sample
 from scores import Scores
 from utils import UserError
-from web.folder import FolderAside, unknown_entries
+from web.folder import FolderAside, first_foreign
 from web.other_report import END, PREFIX, Other, picture_name, read_picture
 from web.pictures import draw_pictures, picture_size
 from web.report_data import About, Frame, find_groups, frame_table, page_data, sparse
@@ -26,7 +26,7 @@ PAGE = Path(__file__).parent / "report_page"
 WIDTH = 640  # of the pictures
 WIDTHS = (64, 4096)
 FROM_OTHER = {"other_prediction": "prediction", "other_errors": "errors"}
-_PICTURE = re.compile(r"\d{4,}_(input|truth|prediction|errors|other_prediction|other_errors)\.webp")
+_PICTURE = re.compile(r"pictures/\d{4,}_(input|truth|prediction|errors|other_prediction|other_errors)\.webp")
 
 
 class Report:
@@ -55,7 +55,7 @@ class Report:
         compare: str | Path | None = None,
         outputs: Sequence[str | Path | None] = (),
     ):
-        self.aside = FolderAside(folder, _foreign, "--report")
+        self.aside = FolderAside(folder, "--report", "report", _foreign)
         self.path = self.aside.path
         for output in filter(None, outputs):
             if Path(os.path.realpath(output)).is_relative_to(self.path):
@@ -138,15 +138,11 @@ class Report:
 
 
 def _foreign(folder: Path) -> str | None:
-    """Returns the first entry of a folder that no report has; any, if it is no report."""
+    """Returns the first file of a folder that no report has; any, if it is no report."""
     try:
         with open(folder / "data.js", "rb") as file:
             is_report = file.read(len(PREFIX)) == PREFIX
     except OSError:
         is_report = False
-    known = {path.name for path in PAGE.iterdir()} | {"data.js", "frames.csv", "pictures"}
-    other = unknown_entries(folder, known if is_report else set())
-    pictures = folder / "pictures"
-    if not other and pictures.is_dir():
-        other = [f"pictures/{name}" for name in unknown_entries(pictures, set()) if not _PICTURE.fullmatch(name)]
-    return other[0] if other else None
+    known = {path.name for path in PAGE.iterdir()} | {"data.js", "frames.csv"}
+    return first_foreign(folder, lambda name: is_report and (name in known or bool(_PICTURE.fullmatch(name))))

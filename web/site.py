@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils import UserError, write_file
-from web.folders import check_replaceable, folder_aside
+from utils import UserError
+from web.folder import FolderAside, first_foreign
 
 PAGE = Path(__file__).resolve().parent / "page"
 PAGE_FILES = ("index.html", "style.css", "app.js", "pictures.js", "view.js", "worker.js", "label_head.js", "serve.py")
@@ -57,21 +57,27 @@ def find_runtime(folder: str | Path) -> Path:
     return folder / "dist"
 
 
-def check_site(output: str | Path) -> None:
-    """Refuses a folder that is not empty and not an earlier site.
+def open_site(output: str | Path) -> FolderAside:
+    """Returns the folder of a site, to be given to site_aside.
 
     Raises:
-        UserError: names what would be lost.
+        UserError: it cannot be written, or is neither empty nor an earlier site.
     """
-    check_replaceable(output, "--output", SITE_FILES, DESCRIPTION)
+    return FolderAside(output, "--output", "site", _foreign)
+
+
+def _foreign(folder: Path) -> str | None:
+    """Returns the first file of a folder that no site has; any, if it is no site."""
+    is_site = (folder / DESCRIPTION).is_file()
+    return first_foreign(folder, lambda name: is_site and name in SITE_FILES)
 
 
 @contextlib.contextmanager
-def site_aside(output: str | Path, weights: str, metadata: dict, runtime: Path | None) -> Iterator[Path]:
-    """Writes a site next to `output`; it takes that place when the block is left, which has to write the network.
+def site_aside(site: FolderAside, weights: str, metadata: dict, runtime: Path | None) -> Iterator[Path]:
+    """Writes a site; it takes its place when the block is left, which has to write the network.
 
     Args:
-        output: the folder; an earlier site there is replaced as a whole.
+        site: from open_site; an earlier site there is replaced as a whole.
         weights: name of the weight file, to be shown.
         metadata: of the exported file; what the block adds is written too.
         runtime: from find_runtime, to be copied; None: the page gets the runtime from CDN.
@@ -82,15 +88,15 @@ def site_aside(output: str | Path, weights: str, metadata: dict, runtime: Path |
     Raises:
         UserError: a file cannot be written; an earlier site is untouched.
     """
-    with folder_aside(output) as folder:
-        yield folder / NETWORK
+    with site:
+        yield site.make() / NETWORK
         for name in PAGE_FILES:
-            write_file(folder / name, (PAGE / name).read_bytes())
+            site.write(name, (PAGE / name).read_bytes())
         if runtime:
-            (folder / RUNTIME).mkdir()
-            write_file(folder / RUNTIME / RUNTIME_LICENCE, (PAGE.parent / "onnxruntime_license.txt").read_bytes())
+            site.write(f"{RUNTIME}/{RUNTIME_LICENCE}", (PAGE.parent / "onnxruntime_license.txt").read_bytes())
             for name in RUNTIME_FILES:
-                write_file(folder / RUNTIME / name, (runtime / name).read_bytes())
+                site.write(f"{RUNTIME}/{name}", (runtime / name).read_bytes())
         place = {"url": f"{RUNTIME}/" if runtime else CDN, "version": RUNTIME_VERSION}
         described = {**metadata, "weights": weights, "file": NETWORK, "runtime": place}
-        write_file(folder / DESCRIPTION, json.dumps(described, indent=1).encode())
+        site.write(DESCRIPTION, json.dumps(described, indent=1).encode())
+        site.exchange()

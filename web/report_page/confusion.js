@@ -108,24 +108,44 @@ function colorNamed(name) {
 
 function drawCells(context) {
   const { cell, margin, rows, columns } = matrix;
-  const [ink, page, right, wrong] = ["--ink", "--page", "--accent", "--bad"].map(colorNamed);
+  const [page, right, wrong] = ["--page", "--accent", "--bad"].map(colorNamed);
   context.textAlign = "center";
   rows.forEach((row, y) => {
     columns.forEach((column, x) => {
       const part = (matrix.counts.get(row * 256 + column) || 0) / matrix.totals.get(row);
       if (!part) return;
       const [left, top, bad] = [margin + x * cell, margin + y * cell, isWrong(row, column)];
-      context.globalAlpha = bad ? Math.min(1, 0.06 + 1.3 * Math.sqrt(part)) : 0.15 + 0.85 * part;
-      context.fillStyle = bad ? wrong : right;
+      const strength = bad ? Math.min(1, 0.06 + 1.3 * Math.sqrt(part)) : 0.15 + 0.85 * part;
+      context.fillStyle = mixed(bad ? wrong : right, page, strength);
       context.fillRect(left, top, cell, cell);
-      context.globalAlpha = 1;
       if (cell < 21 || part < 0.005) return;
-      context.fillStyle = part > (bad ? 0.3 : 0.55) ? page : ink;
+      context.fillStyle = legibleOn(context.fillStyle);
       context.fillText((100 * part).toFixed(0), left + cell / 2, top + cell / 2 + 0.5);
     });
   });
   context.strokeStyle = colorNamed("--line");
   context.strokeRect(margin, margin, cell * columns.length, cell * rows.length);
+}
+
+/** Color channels of #rrggbb, 0 to 255. */
+function channels(color) {
+  return [1, 3, 5].map((place) => parseInt(color.trim().slice(place, place + 2), 16));
+}
+
+/** A color laid over another one, as #rrggbb. */
+function mixed(color, below, strength) {
+  const [over, under] = [channels(color), channels(below)];
+  const parts = over.map((value, place) => Math.round(strength * value + (1 - strength) * under[place]));
+  return `#${parts.map((value) => value.toString(16).padStart(2, "0")).join("")}`;
+}
+
+/** Black or white, whichever has more contrast: one of them has 4.5, by the relative luminance of WCAG 2.2. */
+function legibleOn(color) {
+  const linear = channels(color).map((value) => {
+    const part = value / 255;
+    return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+  });
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? "#000000" : "#ffffff";
 }
 
 function drawNames(context, font) {
