@@ -23,9 +23,7 @@ demo: $(VENV)/.installed
 	@echo "official evaluation $(RUN)/official.txt  picture $(RUN)/result.png"
 
 view: $(VENV)/.installed
-	$(PY) synthetic.py --output runs/view/data --height 360 --width 480 --train 0 --val 1 --test 0 --seed 7
-	$(PY) viewer.py --data_path runs/view/data --model_weight weights/street.pth --output runs/view/result.png \
-	    --input_pic val/samplestadt/samplestadt_000000_000019_leftImg8bit.png
+	$(PY) viewer.py --model_weight weights/street.pth --input_pic docs/street_input.jpg --output runs/view/result.png
 
 web: $(VENV)/.installed-deploy
 	@command -v npm > /dev/null || { echo "npm is missing, which gets the page's runtime: install Node.js"; exit 2; }
