@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -114,9 +114,9 @@ class Classes:
     def __len__(self) -> int:
         return len(self.names)
 
-    def first_difference(self, other: Classes) -> tuple[int, str, str] | None:
-        """Returns the first place where two have different names, and both names; "none" where one has no more."""
-        pairs = itertools.zip_longest(self.names, other.names, fillvalue="none")
+    def first_difference(self, names: Iterable[object]) -> tuple[int, str, object] | None:
+        """Returns the first place where others are named otherwise, and both names; "none" where one has no more."""
+        pairs = itertools.zip_longest(self.names, names, fillvalue="none")
         return next(((index, *pair) for index, pair in enumerate(pairs) if pair[0] != pair[1]), None)
 
     @functools.cached_property

@@ -33,7 +33,7 @@ def match_classes(path: str | Path, found: Classes, wanted: Classes) -> list[int
     advice = "take other weights or data, or train these with --init_weights and --reset_head"
     if not found.named:
         raise UserError(f"{path} is for {len(found)} classes, the data has {len(wanted)}: {advice}")
-    index, ours, theirs = found.first_difference(wanted)
+    index, ours, theirs = found.first_difference(wanted.names)
     raise UserError(
         f"{path} is for {len(found)} classes, the data has {len(wanted)}: class {index} is {ours[:40]!r} in the "
         f"weights and {theirs[:40]!r} in the data; {advice}"

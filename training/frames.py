@@ -98,7 +98,7 @@ def padding(args: argparse.Namespace, sizes: Counter[tuple[Scales | None, tuple[
 
 def refuse_other_names(path: str, found: Classes, expected: Classes) -> None:
     """Raises UserError if a data set of --extra_data has other classes than that of --data_path, or another order."""
-    if difference := found.first_difference(expected):
+    if difference := found.first_difference(expected.names):
         index, name, wanted = difference
         raise UserError(
             f"--extra_data {path}: class {index} is {name!r}, that of --data_path {wanted!r}; give both the same "

@@ -6,7 +6,6 @@ Only names, counts of pixels and pictures are taken from it; every score is comp
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import math
 import os
@@ -154,13 +153,11 @@ def _take(entries: object, key: str, kind: type | tuple[type, ...]) -> object:
 
 
 def _check_classes(found: dict, classes: Classes) -> None:
-    names = _take(found, "names", list)
-    for index, (theirs, ours) in enumerate(itertools.zip_longest(names, classes.names, fillvalue="none")):
-        if theirs != ours:
-            raise _Refused(
-                f"its class {index} is {printable(str(theirs))[:80]!r}, here {ours!r}; compare reports of the same "
-                "classes"
-            )
+    if difference := classes.first_difference(_take(found, "names", list)):
+        index, ours, theirs = difference
+        raise _Refused(
+            f"its class {index} is {printable(str(theirs))[:80]!r}, here {ours!r}; compare reports of the same classes"
+        )
 
 
 def _check_names(frames: list, samples: Sequence[Sample]) -> None:
