@@ -119,7 +119,9 @@ def inference_groups(args: argparse.Namespace, folder: Path, load: Load | None) 
                 print(f"{head['name']}: {100 * head['mixed_share']:.1f} % of the cells are mixed, {same}")
     if load:
         image = cv2.resize(scene, FRAME[::-1], interpolation=cv2.INTER_LINEAR)
-        rows = thread_rows(engines, folder, image, min(args.repeats, 9), load)  # these engines have ended: it opens others
+        rows = thread_rows(
+            engines, folder, image, min(args.repeats, 9), load
+        )  # these engines have ended: it opens others
         yield "beside other threads, baseline: main thread", rows
     if torch.cuda.is_available():
         yield from gpu_rows(model, scene, args.repeats, args.quick)
