@@ -21,7 +21,7 @@ from inference.label_head import labels_from_logits, mixed_share
 from inference.predictor import Predictor, load_network
 from speed.load import Load, Usage, finish_rows, measure
 from speed.plain import PlainNetwork
-from speed.timing import FRAME, clock, fresh_process, make_row, peak_memory
+from speed.timing import FRAME, clock, end_with_parent, fresh_process, make_row, peak_memory
 from utils import UserError, cpu_has_bf16, keep_freed_memory
 
 BASELINE = ("baseline", "fp32")
@@ -65,6 +65,7 @@ _image: list[np.ndarray] = []
 
 
 def _open(path: Path, backend: str, precision: str) -> None:
+    end_with_parent()
     if (backend, precision) in (BASELINE, RETURNING):
         if (backend, precision) == BASELINE:
             keep_freed_memory()  # as load_network does

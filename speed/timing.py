@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -142,6 +143,19 @@ def fresh_process() -> ProcessPoolExecutor:
 def _start_processes_by(method: str) -> None:
     """Restores the parent's start method, so that loader workers start as in training."""
     multiprocessing.set_start_method(method, force=True)
+
+
+def end_with_parent() -> None:
+    """Ends this process of a pool when the one that started it is killed: it would wait for calls for ever.
+
+    By a thread: not for a process that is forked.
+    """
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def in_fresh_process(function: Callable, *arguments: object) -> object:
