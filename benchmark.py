@@ -21,8 +21,10 @@ from dataset import find_samples
 from images import DataError, read_image
 from model import FastSCNN
 from speed.gpu import gpu_rows
+from speed.load import MOST, Load, open_load
 from speed.plain import measured_network
-from speed.predictions import add_memory, image_rows, label_head_row, open_engines
+from speed.predictions import EXPLAINED, add_memory, image_rows, label_head_rows, open_engines
+from speed.threads import thread_rows
 from speed.timing import FRAME, SIZES, STAGES, Groups, in_fresh_process, machine, report, table
 from street.scene import draw_scene
 from training.cache import open_cache
@@ -41,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_path", metavar="FOLDER", help="in Cityscapes layout; if not given, frames are drawn")
     parser.add_argument("--model_weight", metavar="FILE", help="weights; weights/street.pth if not given")
     parser.add_argument("--repeats", metavar="N", type=int, default=35, help="repetitions of each side")
+    parser.add_argument("--load", metavar="N", type=int, default=0, help="also predict beside N counting processes")
     parser.add_argument("--train", action=switch, default=False, help="training rows only")
     parser.add_argument("--quick", action=switch, default=False, help="three repetitions, nothing slow to prepare")
     parser.add_argument("--json", metavar="FILE", help="write the rows here")
@@ -53,6 +56,10 @@ def parse_args() -> argparse.Namespace:
     args = build_parser().parse_args()
     if args.repeats < 3:
         raise UserError(f"--repeats is {args.repeats}, expected at least 3 for a median")
+    if not 0 <= args.load <= MOST:
+        raise UserError(f"--load is {args.load}, expected a number of processes from 0 to {MOST}")
+    if args.load and args.train:
+        raise UserError(f"--load {args.load} is for predictions, which --train leaves out; give one of them")
     if args.quick:
         args.repeats = 3
     return args
@@ -86,26 +93,36 @@ def read_images(data_path: str | None) -> tuple[np.ndarray, list[np.ndarray]]:
     return read_image(samples[len(samples) // 2].image), [read_image(sample.image) for sample in some]
 
 
-def inference_groups(args: argparse.Namespace, folder: Path) -> Groups:
-    """Measures predictions: the engines and the label head at every size, then the GPU; yields titles and rows."""
+def inference_groups(args: argparse.Namespace, folder: Path, load: Load | None) -> Groups:
+    """Measures predictions: the engines and the label head at every size, then the GPU; yields titles and rows.
+
+    With a load, there are also rows of predictions beside other threads of their process.
+    """
     model = measured_network(args.model_weight)
     weights = folder / "weights.pth"
     metadata = {"align_corners": model.align_corners, "variant": model.variant._asdict()}
     save_checkpoint(weights, {"model": model.state_dict(), "metadata": metadata})
     scene, calibration = read_images(args.data_path)
     with open_engines(weights, folder, calibration, args.quick) as (engines, missing):
-        print("\n".join(["", *missing]))
+        print("\n".join(["", EXPLAINED, *missing]))
         for size in SIZES[:1] if args.quick else SIZES:
             image = cv2.resize(scene, size[::-1], interpolation=cv2.INTER_LINEAR)
             for stage, title in zip(STAGES, ("picture to labels", "network, to the logits at 1/8"), strict=True):
-                rows = image_rows(engines, image, stage, args.repeats)
+                rows = image_rows(engines, image, stage, args.repeats, load)
                 if size == FRAME and stage == STAGES[0]:  # later ones would show the same peak
                     add_memory(rows, engines)
                 yield title, rows
-            head = label_head_row(model, image, args.repeats)
-            yield "label head", [head]
-            same = "every label equal" if head["same"] else "labels differ (only exact ties may)"
-            print(f"{head['name']}: {100 * head['mixed_share']:.1f} % of the cells are mixed, {same}")
+            heads = label_head_rows(engines[0], model.align_corners, image, args.repeats, load)
+            yield "label head", heads
+            for head in heads[-2:]:  # those that are compared
+                same = "every label equal" if head["same"] else "labels differ (only exact ties may)"
+                print(f"{head['name']}: {100 * head['mixed_share']:.1f} % of the cells are mixed, {same}")
+    if load:
+        image = cv2.resize(scene, FRAME[::-1], interpolation=cv2.INTER_LINEAR)
+        rows = thread_rows(
+            engines, folder, image, min(args.repeats, 9), load
+        )  # these engines have ended: it opens others
+        yield "beside other threads, baseline: main thread", rows
     if torch.cuda.is_available():
         yield from gpu_rows(model, scene, args.repeats, args.quick)
     else:
@@ -134,13 +151,14 @@ def main() -> int:
     """Prints the rows."""
     args = parse_args()
     print(machine())
-    load = f"load before: {os.getloadavg()[0]:.1f}"  # above zero, something else was running
-    print(f"{args.repeats} repetitions of each side, alternately; medians, smallest and largest; {load}\n")
+    before = f"load average before: {os.getloadavg()[0]:.1f}"  # above zero, something else was running
+    print(f"{args.repeats} repetitions of each side, alternately; medians, smallest and largest; {before}\n")
     if not args.train:
         print_size(size_row(), args.markdown)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = [] if args.train else report(inference_groups(args, folder), args.markdown, args.json)
+        with open_load(args.load) as load:
+            rows = [] if args.train else report(inference_groups(args, folder, load), args.markdown, args.json)
         # Exporting leaves threads behind, with which a process cannot be forked: loader workers would crash it.
         in_fresh_process(training_rows, args, folder, rows)
     return 0

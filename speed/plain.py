@@ -14,7 +14,10 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "street.pth"
 
 
 class PlainNetwork:
-    """What public repositories run: eager float32 in NCHW, interpolation to full size, argmax."""
+    """The steps of public repositories: eager float32 in NCHW, interpolation to full size, argmax.
+
+    They return freed memory to the system; whether that is done here is up to the process, see predictions.EXPLAINED.
+    """
 
     def __init__(self, model: FastSCNN):
         device = next(model.parameters()).device

@@ -1,9 +1,10 @@
-"""Predictions on the CPU: every engine, each in a process of its own, compared with what public repositories run."""
+"""Predictions on the CPU: every engine, each in a process of its own, next to what public repositories compute."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -18,12 +19,17 @@ from inference.checkpoints import load_model
 from inference.export import FORMATS, exported_aside, write_onnx
 from inference.label_head import labels_from_logits, mixed_share
 from inference.predictor import Predictor, load_network
-from model import FastSCNN
+from speed.load import Load, Usage, finish_rows, measure
 from speed.plain import PlainNetwork
-from speed.timing import FRAME, clock, compare, fresh_process, interleave, make_row, peak_memory
+from speed.timing import FRAME, clock, end_with_parent, fresh_process, make_row, peak_memory
 from utils import UserError, cpu_has_bf16, keep_freed_memory
 
-BASELINE = ("eager NCHW, interpolate + argmax", "fp32")
+BASELINE = ("baseline", "fp32")
+RETURNING = ("baseline returning freed memory", "fp32")
+EXPLAINED = (
+    "baseline: eager float32 in NCHW, interpolation to full size and argmax, as in public repositories, but keeping\n"
+    "freed memory as every prediction here does; returning it to the system, as there, is a row of its own (full runs)"
+)
 
 
 class EngineProcess:
@@ -33,6 +39,7 @@ class EngineProcess:
     """
 
     def __init__(self, path: Path, backend: str, precision: str):
+        self.path = path
         self.backend = backend
         self.precision = precision
         self.name = f"{backend} {precision}"
@@ -40,7 +47,7 @@ class EngineProcess:
         self.opening = self.process.submit(_open, path, backend, precision)
 
     def call(self, function: Callable, *arguments: object) -> Any:
-        """Returns what a function returns in the process: show, seconds_of or peak_memory.
+        """Returns what a function returns in the process, such as show, usage_of or peak_memory.
 
         Raises:
             UserError: the engine cannot be opened, or its process was killed.
@@ -52,21 +59,23 @@ class EngineProcess:
             raise UserError(f"the process of {self.name} was killed, perhaps for memory; --quick needs less") from None
 
 
-# In the process of an engine: what computes each of STAGES, and the image.
-_stages: dict[str, Callable[[np.ndarray], object]] = {}
+# In the process of an engine: what computes each of STAGES and other stages of an image, and the image.
+stages: dict[str, Callable[[np.ndarray], object]] = {}
 _image: list[np.ndarray] = []
 
 
 def _open(path: Path, backend: str, precision: str) -> None:
-    if (backend, precision) == BASELINE:
-        keep_freed_memory()  # as load_network does
+    end_with_parent()
+    if (backend, precision) in (BASELINE, RETURNING):
+        if (backend, precision) == BASELINE:
+            keep_freed_memory()  # as load_network does
         network = PlainNetwork(load_model(path)[0])
         logits = network.logits
     else:
         network, _ = load_network(path, "cpu", backend, precision)
         logits = network.run
-    _stages["picture-to-labels"] = Predictor(network)
-    _stages["network"] = lambda image: logits(torch.from_numpy(image)[None])
+    stages["picture-to-labels"] = Predictor(network)
+    stages["network"] = lambda image: logits(torch.from_numpy(image)[None])
 
 
 def show(image: np.ndarray) -> None:
@@ -75,9 +84,20 @@ def show(image: np.ndarray) -> None:
 
 
 @torch.inference_mode()
-def seconds_of(stage: str) -> float:
-    """Returns the seconds that one of STAGES takes for the image of this process."""
-    return clock(functools.partial(_stages[stage], *_image))
+def usage_of(stage: str, count: int = 1) -> Usage:
+    """Returns what one of `stages` takes for the image of this process, divided by `count`."""
+    switches, cpu_s = _switches(), time.process_time()
+    seconds = clock(functools.partial(stages[stage], *_image))
+    cpu_s, switches = time.process_time() - cpu_s, _switches() - switches
+    return Usage(seconds / count, cpu_s / count, switches / count)
+
+
+def _switches() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows, which does not tell
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def chosen_engines(quick: bool) -> list[tuple[str, str]]:
@@ -130,6 +150,8 @@ def open_engines(
     missing = []
     started = [EngineProcess(weights, *BASELINE)]
     try:
+        if not quick:
+            started.append(EngineProcess(weights, *RETURNING))
         for engine in chosen_engines(quick):
             try:
                 started.append(EngineProcess(engine_file(*engine, weights, folder, images, quick), *engine))
@@ -151,41 +173,71 @@ def open_engines(
             engine.process.shutdown()
 
 
-def image_rows(engines: Sequence[EngineProcess], image: np.ndarray, stage: str, repeats: int) -> list[dict]:
-    """Times one of STAGES of a (H, W, 3) uint8 image on engines in turn; the first of them is the baseline."""
+def image_rows(
+    engines: Sequence[EngineProcess], image: np.ndarray, stage: str, repeats: int, load: Load | None = None
+) -> list[dict]:
+    """Times one of STAGES of a (H, W, 3) uint8 image on engines in turn; the first of them is the baseline.
+
+    With a load, the baseline has a row too: it slows down as well.
+    """
     for engine in engines:
         engine.call(show, image)
-    baseline, *times = interleave([functools.partial(engine.call, seconds_of, stage) for engine in engines], repeats)
+    results = measure([functools.partial(engine.call, usage_of, stage) for engine in engines], repeats, load)
     size = image.shape[:2]
-    rows = []
-    for engine, seconds in zip(engines[1:], times, strict=True):
-        name = f"{engine.name}, {size[0]}x{size[1]}"
-        row = make_row(name, stage, engine.backend, engine.precision, size, batch=1, device="cpu")
-        rows.append(row | compare(seconds, baseline))
-    return rows
+    what = {"batch": 1, "device": "cpu"}
+    rows = [
+        make_row(f"{engine.name}, {size[0]}x{size[1]}", stage, engine.backend, engine.precision, size, **what)
+        for engine in engines
+    ]
+    first = 0 if load else 1
+    return finish_rows(rows[first:], results[first:], results[0])
 
 
 def add_memory(rows: Sequence[dict], engines: Sequence[EngineProcess]) -> None:
     """Adds the highest memory use of each process so far to the rows that image_rows made of the engines."""
-    baseline, *peaks = (engine.call(peak_memory) for engine in engines)
-    for row, peak in zip(rows, peaks, strict=True):
-        row["peak_mib"] = peak
-        row["baseline_peak_mib"] = baseline
+    peaks = {(engine.backend, engine.precision): engine.call(peak_memory) for engine in engines}
+    for row in rows:
+        row["peak_mib"] = peaks[row["backend"], row["precision"]]
+        row["baseline_peak_mib"] = peaks[engines[0].backend, engines[0].precision]
+
+
+HEADS = ("interpolate + argmax(1)", "label head", "interpolate + max(1).indices")  # the first is the baseline
 
 
 @torch.inference_mode()
-def label_head_row(model: FastSCNN, image: np.ndarray, repeats: int) -> dict:
-    """Times the label head on the logits of a (H, W, 3) uint8 image, compared with interpolation and argmax."""
+def _open_label_head(align_corners: bool) -> tuple[float, list[bool]]:
+    """Adds HEADS to `stages`, for the logits of the image; returns the share of mixed cells, and which labels agree."""
+    (image,) = _image
     size = image.shape[:2]
-    logits = PlainNetwork(model).logits(torch.from_numpy(image)[None])
+    logits = stages["network"](image)
 
-    def exact() -> torch.Tensor:
-        return labels_from_logits(logits, size, model.align_corners)
+    def enlarged() -> torch.Tensor:
+        return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
 
-    def naive() -> torch.Tensor:
-        return F.interpolate(logits, size, mode="bilinear", align_corners=model.align_corners).argmax(1)
+    heads = (
+        lambda _: enlarged().argmax(1),
+        lambda _: labels_from_logits(logits, size, align_corners),
+        lambda _: enlarged().max(1).indices,
+    )
+    stages.update(zip(HEADS, heads, strict=True))
+    expected = heads[0](image)
+    return mixed_share(logits), [bool((head(image) == expected).all()) for head in heads]
 
-    figures = compare(*interleave([functools.partial(clock, exact), functools.partial(clock, naive)], repeats))
-    name = f"label head, scene, {size[0]}x{size[1]}"
-    row = make_row(name, "label-head", "torch", "fp32", size, batch=1, device="cpu", **figures)
-    return {**row, "mixed_share": mixed_share(logits), "same": bool((exact() == naive()).all())}
+
+def label_head_rows(
+    baseline: EngineProcess, align_corners: bool, image: np.ndarray, repeats: int, load: Load | None = None
+) -> list[dict]:
+    """Times HEADS on the logits of a (H, W, 3) uint8 image, in the process of the baseline: freed memory is kept.
+
+    With a load, interpolation and argmax, with which the others are compared, have a row too.
+    """
+    baseline.call(show, image)
+    mixed, same = baseline.call(_open_label_head, align_corners)
+    results = measure([functools.partial(baseline.call, usage_of, head) for head in HEADS], repeats, load)
+    size = image.shape[:2]
+    rows = []
+    for head, agrees in zip(HEADS, same, strict=True):
+        what = {"batch": 1, "device": "cpu", "mixed_share": mixed, "same": agrees}
+        rows.append(make_row(f"{head}, scene, {size[0]}x{size[1]}", "label-head", "torch", "fp32", size, **what))
+    first = 0 if load else 1
+    return finish_rows(rows[first:], results[first:], results[0])

@@ -8,10 +8,12 @@ import os
 import platform
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -23,6 +25,7 @@ STAGES = ("picture-to-labels", "network")  # "network" ends at the logits at 1/8
 WARM_UP = 0.3  # seconds of each call on a GPU, whose clock is low after idling
 CPU = torch.device("cpu")
 Groups = Iterator[tuple[str, list[dict]]]  # titles, and rows with the same figures
+Seconds = TypeVar("Seconds")  # a number, or what holds one: all calls of a comparison return the same
 
 # Header, the figure that a row must have for this column, and the text of a cell.
 COLUMNS = (
@@ -36,14 +39,21 @@ COLUMNS = (
     ("peak MiB / baseline", "peak_mib", "{peak_mib:.0f} / {baseline_peak_mib:.0f}"),
     ("equal labels", "equal", "{equal:.3%}"),
 )
+LOADED_COLUMNS = (
+    ("idle ms", "median_ms", "{median_ms:.2f}"),
+    ("spread", "low_ms", "{low_ms:.2f} - {high_ms:.2f}"),
+    ("loaded ms", "loaded_median_ms", "{loaded_median_ms:.2f}"),
+    ("spread", "loaded_low_ms", "{loaded_low_ms:.2f} - {loaded_high_ms:.2f}"),
+    ("loaded / idle", "slowdown", "{slowdown:.2f}"),
+)
 
 
 def interleave(
-    timers: Sequence[Callable[[], float]], repeats: int, device: torch.device = CPU
-) -> tuple[list[float], ...]:
+    timers: Sequence[Callable[[], Seconds]], repeats: int, device: torch.device = CPU
+) -> tuple[list[Seconds], ...]:
     """Calls functions that return their own seconds in turn, so that a drift of the machine's speed meets all alike.
 
-    Returns the seconds of each, without those of a warm-up: the first call, on a GPU for at least WARM_UP seconds.
+    Returns the results of each, without those of a warm-up: the first call, on a GPU for at least WARM_UP seconds.
     """
     for timer in timers:
         start = time.perf_counter()
@@ -73,13 +83,15 @@ def clock(call: Callable[[], object], device: torch.device = CPU, burst: int = 1
 
 def compare(ours: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
     """Returns medians and spread in ms, and how many times faster ours is, as the ratio of the medians."""
-    figures = {}
-    for prefix, seconds in (("", ours), ("baseline_", baseline)):
-        figures[f"{prefix}median_ms"] = 1e3 * statistics.median(seconds)
-        figures[f"{prefix}low_ms"] = 1e3 * min(seconds)
-        figures[f"{prefix}high_ms"] = 1e3 * max(seconds)
+    figures = spread("", ours) | spread("baseline_", baseline)
     figures["ratio"] = figures["baseline_median_ms"] / figures["median_ms"]
     return figures
+
+
+def spread(prefix: str, seconds: Sequence[float]) -> dict[str, float]:
+    """Returns median, smallest and largest in ms, under names that begin with `prefix`."""
+    figures = {"median": statistics.median(seconds), "low": min(seconds), "high": max(seconds)}
+    return {f"{prefix}{name}_ms": 1e3 * value for name, value in figures.items()}
 
 
 def make_row(name: str, stage: str, backend: str, precision: str, size: Sequence[int], **figures: object) -> dict:
@@ -101,10 +113,15 @@ def report(groups: Groups, markdown: bool, path: str | None, rows: Sequence[dict
 
 
 def print_rows(title: str, rows: Sequence[dict], markdown: bool) -> None:
-    """Prints a group as a table with those of COLUMNS whose figures it has."""
-    columns = [(header, form) for header, key, form in COLUMNS if rows[0].get(key) is not None]
-    lines = [[row["name"], *(form.format_map(row) for _, form in columns)] for row in rows]
-    print("\n" + table([title, *(header for header, _ in columns)], lines, markdown), flush=True)
+    """Prints a group as a table with those of COLUMNS whose figures it has, and another of those under load."""
+    tables = [(title, COLUMNS)]
+    if rows[0].get("load"):
+        count = f"{rows[0]['load']} counting process{'' if rows[0]['load'] == 1 else 'es'}"
+        tables.append((f"{title}, idle and beside {count}", LOADED_COLUMNS))
+    for heading, choice in tables:
+        columns = [(header, form) for header, key, form in choice if rows[0].get(key) is not None]
+        lines = [[row["name"], *(form.format_map(row) for _, form in columns)] for row in rows]
+        print("\n" + table([heading, *(header for header, _ in columns)], lines, markdown), flush=True)
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]], markdown: bool) -> str:
@@ -126,6 +143,19 @@ def fresh_process() -> ProcessPoolExecutor:
 def _start_processes_by(method: str) -> None:
     """Restores the parent's start method, so that loader workers start as in training."""
     multiprocessing.set_start_method(method, force=True)
+
+
+def end_with_parent() -> None:
+    """Ends this process of a pool when the one that started it is killed: it would wait for calls for ever.
+
+    By a thread: not for a process that is forked.
+    """
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def in_fresh_process(function: Callable, *arguments: object) -> object:

@@ -29,7 +29,7 @@ ALLOWED = {
     "training": {"model", "classes", "dataset", "images", "loading", "scores", "unions", "utils"},
     "viewing": {"classes", "dataset", "images", "utils", "inference"},
     "web": {"classes", "dataset", "images", "scores", "unions", "utils", "viewing"},
-    "speed": {"model", "classes", "dataset", "images", "loading", "utils", "inference", "training"},
+    "speed": {"model", "classes", "dataset", "images", "loading", "utils", "inference", "training", "viewing"},
 }
 SCRIPTS = {"train", "evaluate", "deploy", "viewer", "synthetic", "benchmark", "hubconf"}
 OTHERS = re.compile(r"\.venv|tests|docs|runs|weights|.*_site")  # the last three: sites, with a server in each
