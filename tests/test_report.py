@@ -288,10 +288,15 @@ def labels() -> tuple[list[np.ndarray], list[np.ndarray]]:
     return truths, [np.where(rng.random(truth.shape) < 0.4, np.uint8(5), truth) for truth in truths]
 
 
+@functools.cache
+def bomb() -> str:
+    """Labels of 50 million pixels, packed."""
+    return base64.b64encode(zlib.compress(bytes(50_000_000), 9)).decode()
+
+
 def damage(name: str, data: dict) -> None:
     """Changes a report's data in one way that nobody should be able to."""
     frame = data["frames"][0]
-    bomb = base64.b64encode(zlib.compress(bytes(50_000_000), 9)).decode()
     edits = {
         "classes": lambda: data["classes"]["names"].__setitem__(3, "<b>"),
         "frames": lambda: data["frames"].pop(),
@@ -305,8 +310,9 @@ def damage(name: str, data: dict) -> None:
         "twice": lambda: frame["confusion"].extend(frame["confusion"][:3]),
         "two": lambda: frame["confusion"].pop(),
         "shown": lambda: frame.__setitem__("shown", [1 << 40, 1]),
-        "other size": lambda: frame.__setitem__("shown", [42, 60]),
-        "bomb": lambda: frame.__setitem__("labels", bomb),
+        "enlarged": lambda: frame.update(shown=[16000, 16000], labels=bomb()),
+        "other size": lambda: frame.__setitem__("shown", [38, 60]),
+        "bomb": lambda: frame.__setitem__("labels", bomb()),
         "no labels": lambda: frame.__setitem__("labels", "%%%"),
         "text": lambda: data["about"].__setitem__("weights", ["<script>"]),
         "long": lambda: data["about"].__setitem__("weights", "x" * 20_000),
@@ -330,6 +336,7 @@ def damage(name: str, data: dict) -> None:
         ("twice", "'confusion'"),
         ("two", "'confusion'"),
         ("shown", "'shown' is no size"),
+        ("enlarged", "'shown' is no size"),
         ("other size", "'labels' do not fit"),
         ("bomb", "'labels' do not fit"),
         ("no labels", "'labels' do not fit"),

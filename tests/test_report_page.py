@@ -186,6 +186,18 @@ def test_a_class_filters_the_frames_that_lose_it(page, reports) -> None:
     assert sorted(listed(page)) == [0, 1, 2, 3] and page.texts("tr.chosen") == []
 
 
+@pytest.mark.parametrize("chosen", ["#class-table tbody button", "#words button", "#matrix"])
+def test_keys_go_on_where_the_page_goes(page, reports, chosen) -> None:
+    """A filter whose frames are thirty presses of Tab away, or a focus that is nowhere once it is taken off."""
+    open_report(page, reports.first)
+    page.run("document.querySelector(arguments[0]).focus()", chosen)
+    page.press(*["ARROW_RIGHT"] * 2 * (chosen == "#matrix"), "ENTER")
+    focus = "return document.activeElement.matches(':focus-visible') && document.activeElement.id"
+    assert page.run(focus) == "clear" and page.run("return filter.kind") != "none"
+    page.press("ENTER")
+    assert page.run(focus) == "order" and page.run("return filter.kind") == "none"
+
+
 def test_words_and_matrix_say_the_confusions(page, reports) -> None:
     """Rows and columns exchanged, shares of the wrong total, a list that begins with the smallest."""
     open_report(page, reports.first)

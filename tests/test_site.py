@@ -502,6 +502,7 @@ def test_any_server_will_do_and_names_are_text(page, site: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("name", "words"),
     [
+        ("view.js", "A script of this page cannot be loaded ("),
         ("network.json", "network.json cannot be loaded (404): export the site again."),
         ("network.onnx", "network.onnx cannot be loaded (404 File not found): export the site again."),
         ("runtime/ort.wasm.min.mjs", "The runtime cannot be loaded from"),
@@ -514,6 +515,14 @@ def test_a_missing_file_is_named(name: str, words: str, page, site: Path, tmp_pa
     with changed(site, tmp_path / "site", **{name: None}) as address:
         go(page, address + WASM)
         assert words in page.text("problem")
+
+
+@pytest.mark.browser
+def test_a_damaged_description_is_named(page, site: Path, tmp_path: Path) -> None:
+    """A position in JSON, to somebody who wanted to look at a picture."""
+    with changed(site, tmp_path / "site", **{"network.json": '{"network": '}) as address:
+        go(page, address + WASM)
+        assert page.text("problem") == "network.json is damaged: export the site again."
 
 
 @pytest.mark.browser

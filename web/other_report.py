@@ -178,7 +178,8 @@ def _read_about(entries: dict) -> dict[str, str | int | None]:
 
 
 def _read_frame(frame: dict, count: int) -> Frame:
-    size, shown = _size(frame, "size", 1 << 30), _size(frame, "shown", MOST_PIXELS)
+    size = _size(frame, "size", (1 << 30, 1 << 30))
+    shown = _size(frame, "shown", tuple(min(side, MOST_PIXELS) for side in size))  # no report enlarges
     values = _take(frame, "confusion", list)
     if len(values) % 3 or not all(type(value) is int and 0 <= value <= math.prod(size) for value in values):
         raise _Refused("data.js is damaged ('confusion' has no counts of pixels); write that report again")
@@ -190,9 +191,9 @@ def _read_frame(frame: dict, count: int) -> Frame:
     return Frame(size, shown, confusion, labels)
 
 
-def _size(frame: dict, key: str, most: int) -> tuple[int, int]:
+def _size(frame: dict, key: str, most: tuple[int, int]) -> tuple[int, int]:
     size = _take(frame, key, list)
-    if len(size) != 2 or not all(type(side) is int and 1 <= side <= most for side in size):
+    if len(size) != 2 or not all(type(side) is int and 1 <= side <= top for side, top in zip(size, most, strict=True)):
         raise _Refused(f"data.js is damaged ({key!r} is no size); write that report again")
     return tuple(size)
 

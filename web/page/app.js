@@ -39,7 +39,9 @@ async function start() {
   if (!response.ok) {
     throw new Error(`network.json cannot be loaded (${response.status}): export the site again.`);
   }
-  const description = await response.json();
+  const description = await response.json().catch(() => {
+    throw new Error("network.json is damaged: export the site again.");
+  });
   describe(description);
   const { weights, precision, classes, runtime } = description;
   $("about").textContent =

@@ -201,9 +201,9 @@ function pointAt(place) {
 
 function moveInMatrix(event) {
   const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
-  if (event.key === "Enter") chooseCell(matrix.at);
-  if (!step || !matrix.rows.length) return;
-  event.preventDefault();
+  if ((!step && event.key !== "Enter") || !matrix.rows.length) return;
+  event.preventDefault(); // of Enter too, or it presses what gets the focus
+  if (!step) return void chooseCell(matrix.at);
   const within = (place, list) => Math.max(0, Math.min(list.length - 1, place));
   const [row, column] = matrix.at || [-step[0], -step[1]];
   pointAt([within(row + step[0], matrix.rows), within(column + step[1], matrix.columns)]);

@@ -106,6 +106,8 @@ function setFilter(kind, truth = null, prediction = null) {
   }
   markClass();
   listFrames();
+  // By keys one goes on where one looks: beside what the filter changed, not where it was chosen.
+  byId(kind === "none" ? "order" : "clear").focus({ preventScroll: true });
   if (kind !== "none")
     byId("frames").scrollIntoView({
       behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth",
