@@ -46,7 +46,7 @@ from web.report_data import About
 
 # How long a process waits for the others: their shares of millions of pictures may end hours apart.
 TIMEOUT = datetime.timedelta(days=30)
-AFTER_DEATH = "start again, with --split test and --skip_existing only for what is missing"
+AFTER_DEATH = "start again (with --skip_existing, --split test makes only what is missing)"
 
 
 class _WrittenByFirst:
