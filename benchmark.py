@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dataset import find_samples
 from images import DataError, read_image
 from model import FastSCNN
+from speed.folders import folder_rows
 from speed.gpu import gpu_rows
 from speed.plain import measured_network
 from speed.predictions import add_memory, image_rows, label_head_row, open_engines
@@ -106,6 +107,7 @@ def inference_groups(args: argparse.Namespace, folder: Path) -> Groups:
             yield "label head", [head]
             same = "every label equal" if head["same"] else "labels differ (only exact ties may)"
             print(f"{head['name']}: {100 * head['mixed_share']:.1f} % of the cells are mixed, {same}")
+    yield from folder_rows(weights, folder, scene, args.repeats, args.quick)
     if torch.cuda.is_available():
         yield from gpu_rows(model, scene, args.repeats, args.quick)
     else:

@@ -29,6 +29,7 @@ from images import picture_size, read_image
 from inference.backends import Network
 from inference.predictions import LOCK, PredictionWriter
 from labelling import OUTCOMES, label_pictures
+from speed import folders
 from training import distributed
 
 NAMES = [f"c_{index:06d}_000000" for index in range(160)]
@@ -273,3 +274,37 @@ def test_the_first_process_gets_all_while_few_wait(tmp_path) -> None:
     for running in start(2, send_shares, cwd=tmp_path):
         status, _, errors = running.wait()
         assert status == 0, errors
+
+
+LABELLER = """
+import os, pathlib, sys
+if os.environ.get("RANK", "0") == "0":
+    results = pathlib.Path(sys.argv[sys.argv.index("--save_dir") + 1])
+    results.mkdir()
+    (results / "flags").write_text("\\n".join(sys.argv[1:]))
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    for index in range(12):
+        time = 1000 + index * 0.5 / count if index >= count else 0  # what is first may be late
+        (results / f"{index}.png").touch()
+        os.utime(results / f"{index}.png", (time, time))
+"""
+
+
+def test_a_row_compares_two_processes_with_one(tmp_path, monkeypatch, capsys) -> None:
+    """A rate that counts the start of Python, flags that evaluate.py refuses, a traceback where labelling fails."""
+    script = tmp_path / "labeller.py"
+    script.write_text(LABELLER)
+    monkeypatch.setattr(folders, "FRAME", (64, 96))
+    monkeypatch.setattr(folders, "SCRIPT", script)
+    ((title, (row,)),) = folders.folder_rows(tmp_path / "w.pth", tmp_path, picture(0), 1, quick=True)
+    assert "two processes compared with one" in title and row["stage"] == "folder"
+    assert (row["images_per_s"], row["baseline_images_per_s"], row["ratio"]) == pytest.approx((4, 2, 2))
+    for count in (1, 2):
+        given = (tmp_path / f"labels{count}" / "flags").read_text().splitlines()
+        args = evaluate.build_parser().parse_args(given)
+        evaluate.check_args(args)
+        assert args.split == "test" and len(find_samples(args.data_path, "test")) == 12
+    script.write_text("import sys; print('error: no room', file=sys.stderr); sys.exit(2)")
+    monkeypatch.setattr(folders, "PROCESSES", (1, 1))
+    assert list(folders.folder_rows(tmp_path / "w.pth", tmp_path / "other", picture(0), 1, quick=True)) == []
+    assert "1 process(es): not run (error: no room)" in capsys.readouterr().out
