@@ -66,7 +66,7 @@ def test_killed_processes_go_on_where_they_were(many, weights, tmp_path) -> None
     assert run_script("evaluate.py", *flags(many, weights, tmp_path / "alone"), cwd=tmp_path).returncode == 0
     results = tmp_path / "killed"
     running = in_two(many, weights, results, "--workers", 1)
-    while len(list(results.glob("c_*.png"))) < 20:
+    while len(list(results.glob("c_*.png"))) < 20 and all(process.returncode is None for process in running):
         time.sleep(0.005)
     for process in running:
         process.send_signal(signal.SIGKILL)
@@ -188,7 +188,8 @@ def hold(results: Path, data: Path) -> None:
     """Holds the folder of predictions until a file is there."""
     with PredictionWriter(results, find_samples(data, "test"), CITYSCAPES).alone():
         (results / "held").touch()
-        while not (results / "end").exists():
+        end = time.monotonic() + 60
+        while not (results / "end").exists() and time.monotonic() < end:
             time.sleep(0.01)
 
 
@@ -196,7 +197,7 @@ def test_two_runs_never_mix_their_predictions(frames, weights, tmp_path, monkeyp
     """A run that removes what another one writes, and a folder that holds half of each."""
     results = tmp_path / "r"
     other = Started(hold, results, frames, cwd=tmp_path)
-    while not (results / "held").exists():
+    while not (results / "held").exists() and other.returncode is None:
         time.sleep(0.01)
     for more in ((), ("--skip_existing",), ("--split", "val")):
         result = run_script("evaluate.py", *flags(frames, weights, results, *more), cwd=tmp_path)
