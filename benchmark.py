@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dataset import find_samples
 from images import DataError, read_image
 from model import FastSCNN
+from speed.folders import folder_rows
 from speed.gpu import gpu_rows
 from speed.load import MOST, Load, open_load
 from speed.plain import measured_network
@@ -119,10 +120,11 @@ def inference_groups(args: argparse.Namespace, folder: Path, load: Load | None) 
                 print(f"{head['name']}: {100 * head['mixed_share']:.1f} % of the cells are mixed, {same}")
     if load:
         image = cv2.resize(scene, FRAME[::-1], interpolation=cv2.INTER_LINEAR)
-        rows = thread_rows(
-            engines, folder, image, min(args.repeats, 9), load
-        )  # these engines have ended: it opens others
+        # The engines have ended: it opens others.
+        rows = thread_rows(engines, folder, image, min(args.repeats, 9), load)
         yield "beside other threads, baseline: main thread", rows
+    else:
+        yield from folder_rows(weights, folder, scene, args.repeats, args.quick)
     if torch.cuda.is_available():
         yield from gpu_rows(model, scene, args.repeats, args.quick)
     else:

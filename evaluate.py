@@ -1,12 +1,14 @@
 """The reported number: class and category IoU by the official Cityscapes rules, and the prediction PNGs.
 
 python evaluate.py --model_weight 1024_2048_model.pth --split val --json scores.json
+torchrun --nproc_per_node=2 evaluate.py --model_weight 1024_2048_model.pth --data_path mine.yaml --split test
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import functools
 import itertools
 import json
@@ -31,6 +33,7 @@ from inference.backends import Network
 from inference.label_head import labels_from_logits
 from inference.predictions import PredictionWriter
 from inference.predictor import add_backend_flags, check_size, load_network
+from labelling import label_pictures
 from loading import FrameSet, check_frames, frame_loader, naming_dead_workers
 from model import MIN_SIZE
 from scores import Scores
@@ -41,12 +44,25 @@ from utils import UserError, refuse_input, run_cli, writable_folder, write_file
 from web.report import WIDTH, WIDTHS, Report
 from web.report_data import About
 
+# How long a process waits for the others: their shares of millions of pictures may end hours apart.
+TIMEOUT = datetime.timedelta(days=30)
+AFTER_DEATH = "start again (with --skip_existing, --split test makes only what is missing)"
+
 
 class _WrittenByFirst:
-    """What any process makes of a frame and the first one writes: its own at once, that of the others at the end."""
+    """What any process makes of a frame and the first one writes: its own at once, that of the others by and by.
 
-    def __init__(self, write: Callable[..., None]):
+    Args:
+        write: what the first process does with it.
+        most: frames of the process that has the most.
+    """
+
+    EVERY = 16  # frames of each process: more would wait in memory
+
+    def __init__(self, write: Callable[..., None], most: int):
         self.write = write
+        self.most = most
+        self.count = 0
         self.waiting: list[tuple] = []
 
     def put(self, made: tuple) -> None:
@@ -55,11 +71,19 @@ class _WrittenByFirst:
             self.write(*made)
         else:
             self.waiting.append(made)
+        self.count += 1
+        if self.count % self.EVERY == 0:
+            self._send()
 
     def finish(self) -> None:
-        """Sends what waits to the first process."""
+        """Sends what still waits; some processes have one frame less, and all have to send equally often."""
+        if -(-self.most // self.EVERY) > self.count // self.EVERY:
+            self._send()
+
+    def _send(self) -> None:
         for made in itertools.chain.from_iterable(distributed.gather_to_first(self.waiting)):
             self.write(*made)
+        self.waiting.clear()
 
 
 @torch.inference_mode()
@@ -103,8 +127,9 @@ def evaluate(
     table = unions.table(classes.labels)
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     loss_sum = 0.0
-    predictions = _WrittenByFirst(writer.write) if writer else None
-    drawn = _WrittenByFirst(report.add) if report else None
+    most = -(-len(samples) // distributed.count())
+    predictions = _WrittenByFirst(writer.write, most) if writer else None
+    drawn = _WrittenByFirst(report.add, most) if report else None
     with naming_dead_workers(loader):
         for images, targets, index in tqdm(loader, desc="evaluate", leave=False, disable=distributed.hide_bars()):
             before_each()
@@ -180,6 +205,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, help="resize pictures and labels to this width first; scores only")
     parser.add_argument("--save_dir", help="write label-id PNGs here (test: $CITYSCAPES_RESULTS, else ./results)")
     parser.add_argument("--color_dir", help="write color PNGs here")
+    parser.add_argument(
+        "--skip_existing",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="with --split test: keep predictions that are whole and of the picture's size, and make only the others",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the scores here")
     parser.add_argument("--report", metavar="DIR", help="write a folder with a page of the scores and all frames here")
     parser.add_argument("--compare", metavar="DIR", help="with --report: another report, to show the differences to")
@@ -201,6 +232,11 @@ def check_args(args: argparse.Namespace) -> None:
             raise UserError(
                 f"--{flag} was given for the test split, which has no public labels to score; use --split val"
             )
+    if args.skip_existing and not predict_only:
+        raise UserError(
+            f"--skip_existing was given with --split {args.split}, whose scores would only count the other frames; "
+            "leave it out, or use --split test"
+        )
     if args.width is not None and (args.save_dir or predict_only or not MIN_SIZE <= args.width <= 16384):
         raise UserError(f"--width is {args.width}, expected {MIN_SIZE} to 16384, to score a split without --save_dir")
     if args.compare is not None and args.report is None:
@@ -239,50 +275,73 @@ def seen_note(split: str, train_split: str) -> str:
     return f"the {split} split was seen in training: these scores say little about other pictures" if seen else ""
 
 
-def main() -> int:
-    """Scores a checkpoint on a split, or predicts the test split."""
-    args = build_parser().parse_args()
-    check_args(args)
-    data = open_data(args.data_path, args.data_root)
-    samples = data.find(args.split)
-    check_headers(samples)
-    network, metadata = load_network(args.model_weight, args.device, args.backend, args.precision, data.classes)
-    writer, report = open_outputs(args, samples, data.classes)
-
-    notes = [train_ids_note(samples), seen_note(args.split, metadata.get("train_split", "train"))]
-    notes = [note for note in notes if note]
+def score(
+    args: argparse.Namespace,
+    samples: Sequence[Sample],
+    network: Network,
+    metadata: dict,
+    writer: PredictionWriter | None,
+    report: Report | None,
+) -> int:
+    """Scores a split, and writes what is asked for; returns the exit status."""
+    classes = network.classes
+    seen = seen_note(args.split, metadata.get("train_split", "train"))
+    notes = [note for note in (train_ids_note(samples), seen) if note]
     for note in notes:
         print(note)
-    wide = f" made {args.width} wide" if args.width else ""
-    epoch = f", epoch {metadata['epoch']}" if "epoch" in metadata else ""
-    print(f"{args.model_weight}{epoch} on {args.data_path}, {args.split}: {len(samples)} frames{wide}, {network.name}")
     read = functools.partial(read_at_width, width=args.width) if args.width else read_pair
-    with report or contextlib.nullcontext():
-        scores = evaluate(network, samples, data.classes, workers=args.workers, writer=writer, report=report, read=read)
-        if writer:
-            print(f"predictions: {writer.folder}")
-        if args.split == "test":
-            print("the test split is predicted only: its labels are not public")
-            return 1 if writer.refused else 0
-        if not scores.confusion.any():
-            check_frames(samples, args.split, data.classes, args.workers, decode_images=False).refuse_unlabelled()
-        print(scores.table())
-        if args.json:
-            write_file(args.json, json.dumps(scores.as_json(), indent=2).encode())
-        if report:
-            notes += [f"frames were{wide}"] if wide else []
-            about = About(
-                weights=args.model_weight,
-                data=args.data_path,
-                split=args.split,
-                network=network.name,
-                command=shlex.join(["evaluate.py", *sys.argv[1:]]),
-                epoch=metadata.get("epoch"),
-                note="; ".join(notes),
-            )
-            report.finish(scores, about)
-            print(f"report: {report.path / 'index.html'}")
+    scores = evaluate(network, samples, classes, workers=args.workers, writer=writer, report=report, read=read)
+    if writer:
+        print(f"predictions: {writer.folder}")
+    if not scores.confusion.any():
+        check_frames(samples, args.split, classes, args.workers, decode_images=False).refuse_unlabelled()
+    print(scores.table())
+    if args.json and distributed.is_first():
+        write_file(args.json, json.dumps(scores.as_json(), indent=2).encode())
+    if report and distributed.is_first():
+        notes += [f"frames were made {args.width} wide"] if args.width else []
+        about = About(
+            weights=args.model_weight,
+            data=args.data_path,
+            split=args.split,
+            network=network.name,
+            command=shlex.join(["evaluate.py", *sys.argv[1:]]),
+            epoch=metadata.get("epoch"),
+            note="; ".join(notes),
+        )
+        report.finish(scores, about)
+        print(f"report: {report.path / 'index.html'}")
     return 1 if writer and writer.refused else 0
+
+
+def label(args: argparse.Namespace, samples: Sequence[Sample], network: Network, writer: PredictionWriter) -> int:
+    """Predicts the test split; returns the exit status."""
+    counts = label_pictures(network, samples, writer, workers=args.workers, keep=args.skip_existing)
+    print(f"predictions: {writer.folder}: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
+    return 1 if counts["left out"] else 0
+
+
+def main() -> int:
+    """Scores a checkpoint on a split, or predicts the test split, in one process or in one of several."""
+    args = build_parser().parse_args()
+    check_args(args)
+    with distributed.process_group(args.device, TIMEOUT, AFTER_DEATH), contextlib.ExitStack() as stack:
+        data = open_data(args.data_path, args.data_root)
+        samples = data.find(args.split)
+        if args.split != "test":  # there, a damaged picture is left out when it comes
+            check_headers(samples)
+        network, metadata = load_network(args.model_weight, args.device, args.backend, args.precision, data.classes)
+        writer, report = open_outputs(args, samples, data.classes)
+        if report:
+            stack.enter_context(report)
+        if writer and distributed.is_first():
+            stack.enter_context(writer.alone())
+        epoch = f", epoch {metadata['epoch']}" if "epoch" in metadata else ""
+        what = f"{args.split}: {len(samples)} frames{f' made {args.width} wide' if args.width else ''}"
+        print(f"{args.model_weight}{epoch} on {args.data_path}, {what}, {network.name}", flush=True)
+        if args.split == "test":
+            return label(args, samples, network, writer)
+        return score(args, samples, network, metadata, writer, report)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ Pictures are RGB uint8; labels become train ids as a LabelFormat says; sizes are
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 import stat
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -216,6 +218,25 @@ def png_end(file: BinaryIO) -> bool:
 def encode_png(image: np.ndarray) -> bytes:
     """Returns the content of a PNG file of an (H, W) or (H, W, 3) BGR uint8 array."""
     return cv2.imencode(".png", image)[1].tobytes()
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Returns the (height, width) of what read_image gives; the picture is only decoded where its header leaves doubts.
+
+    Raises:
+        DataError: as read_image, of a picture that is decoded; of any other, its pixels may be damaged.
+    """
+    from PIL import Image
+
+    with contextlib.suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of more pixels than Pillow expects
+        _check_regular(path, "picture")
+        with Image.open(path) as image:
+            # Asked for EXIF data that it has not seen in the head of a PNG, Pillow decodes all.
+            turned = "exif" in image.info and image.getexif().get(0x0112, 1) > 4
+            if not turned and image.format != "TIFF":  # whose tags may turn it too
+                return image.height, image.width
+    return read_image(path).shape[:2]
 
 
 def png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -11,10 +14,11 @@ import numpy as np
 
 from classes import Classes
 from dataset import Sample
-from images import encode_png
+from images import DataError, count_values, encode_png, picture_size, read_image
 from utils import UserError, files_below, name_refused, writable_folder, write_file
 
 ENDING = "_pred_labelIds.png"
+LOCK = ".lock"
 
 
 class PredictionWriter:
@@ -43,15 +47,15 @@ class PredictionWriter:
         self.folder = writable_folder(folder)
         self.color_folder = writable_folder(color_folder) if color_folder else None
         self.classes = classes
+        self.samples = samples
         self.flat = len({sample.name.casefold() for sample in samples}) == len(samples)
-        self.files = {self.path(sample) for sample in samples}
-        if self.color_folder:
-            self.files |= {self.color_path(sample) for sample in samples}
         self.refused = 0  # predictions whose names the file system did not take
-        names = {sample.name for sample in samples}
-        for found in files_below(self.folder):
-            if found.suffix != ".png" or found in self.files:
+        self._made = self.folder  # the last folder that was made
+        names = set()
+        for found, own in self._earlier(self.folder):
+            if own:
                 continue
+            names = names or {sample.name for sample in samples}
             frame = "_".join(found.stem.split("_")[:3])
             if frame in names:
                 raise UserError(
@@ -64,6 +68,14 @@ class PredictionWriter:
                     "remove them or name another folder"
                 )
 
+    def _earlier(self, folder: Path) -> Iterator[tuple[Path, bool]]:
+        """Yields the PNGs below a folder, and whether they are files of these frames."""
+        own: set[str] = set()  # only made if there are any: it takes as much memory as the frames do
+        for found in files_below(folder):
+            if found.suffix == ".png":
+                own = own or {str(path) for sample in self.samples for path in self.paths(sample)}
+                yield found, str(found) in own
+
     def path(self, sample: Sample) -> Path:
         """Returns the file of a frame's prediction."""
         folder = self.folder if self.flat else self.folder / sample.folder
@@ -74,12 +86,45 @@ class PredictionWriter:
         folder = self.color_folder if self.flat else self.color_folder / sample.folder
         return folder / f"color_{sample.name}.png"
 
+    def paths(self, sample: Sample) -> list[Path]:
+        """Returns the files of a frame: its prediction, and that in color if there is to be one."""
+        return [self.path(sample), *([self.color_path(sample)] if self.color_folder else [])]
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other runs out of the folder during the block, and removes what killed ones left unfinished in it.
+
+        The system releases the lock if this process is killed. Without file locks (Windows), nobody is kept out.
+
+        Raises:
+            UserError: another run is writing there.
+        """
+        with _locked(self.folder):
+            for folder in filter(None, {self.folder, self.color_folder}):
+                for pattern in (f".*{ENDING}.*.tmp", ".color_*.png.*.tmp"):  # see utils.unfinished_path
+                    for left in folder.rglob(pattern):
+                        left.unlink(missing_ok=True)
+            yield
+
     def clear(self) -> None:
         """Removes earlier predictions of these frames, so that an interruption leaves no mixture."""
         for folder in filter(None, {self.folder, self.color_folder}):
-            for found in files_below(folder):
-                if found in self.files:
+            for found, own in self._earlier(folder):
+                if own:
                     found.unlink()
+
+    def has(self, sample: Sample) -> bool:
+        """Returns whether the files of a frame are whole, of the size of its picture, and hold values of the classes.
+
+        Of the picture only the header is read, where that is enough.
+        """
+        try:
+            label_ids, *color = (read_image(path, cv2.IMREAD_UNCHANGED) for path in self.paths(sample))
+            sizes = {image.shape[:2] for image in (label_ids, *color)} | {picture_size(sample.image)}
+        except DataError:
+            return False
+        values = np.flatnonzero(count_values(label_ids)) if label_ids.ndim == 2 else [-1]
+        return len(sizes) == 1 and bool(np.isin(values, self.classes.labels.file_values).all())
 
     def encode(self, sample: Sample, train_ids: np.ndarray) -> tuple[Sample, bytes, bytes]:
         """Returns the arguments of `write` for (H, W) uint8 train ids; this part can be done in any process."""
@@ -90,18 +135,49 @@ class PredictionWriter:
             b"" if color is None else encode_png(color),
         )
 
-    def write(self, sample: Sample, label_ids: bytes, color: bytes) -> None:
-        """Writes one prediction; one whose name the file system refuses is reported and left out."""
-        files = [(self.path(sample), label_ids)]
-        if self.color_folder:
-            files.append((self.color_path(sample), color))
-        for path, content in files:
+    def write(self, sample: Sample, label_ids: bytes, color: bytes) -> bool:
+        """Writes one prediction; one whose name the file system refuses is reported and left out: False."""
+        before = self.refused
+        for path, content in zip(self.paths(sample), (label_ids, color), strict=False):
             try:
-                if not self.flat:
-                    writable_folder(path.parent)
+                if not self.flat and path.parent != self._made:
+                    self._made = writable_folder(path.parent)
                 write_file(path, content)
             except UserError as error:
                 if not name_refused(error):
                     raise
                 self.refused += 1
                 print(f"left out: {error}", file=sys.stderr)
+        return self.refused == before
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock on a folder, in a file that is removed in the end.
+
+    It is a POSIX record lock: unlike one of flock, the loader workers of a killed process do not hold it on.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path, alone = folder / LOCK, True
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "ab"))
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        except (BlockingIOError, FileNotFoundError):
+            alone = False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise UserError(f"cannot lock {path} ({error.strerror}); name another folder") from None
+            print(f"note: {folder} takes no locks ({error.strerror}): let one run at a time write", file=sys.stderr)
+        if not alone:  # or the file of a run that has just removed it, which keeps nobody out
+            raise UserError(
+                f"another run is writing predictions to {folder}, with which these would be mixed; wait for its end or "
+                "name another folder"
+            )
+        stack.callback(path.unlink, missing_ok=True)
+        yield

@@ -19,6 +19,7 @@ ALLOWED = {
     "layout": {"classes", "dataset", "images", "streams", "utils"},
     "strict_yaml": {"images", "streams"},
     "loading": {"classes", "dataset", "images", "utils"},
+    "labelling": {"dataset", "images", "inference", "loading", "training", "utils"},
     "streams": set(),
     "unions": {"classes", "images", "streams"},
     "scores": {"classes", "unions"},

@@ -24,13 +24,17 @@ TIMEOUT = datetime.timedelta(minutes=10)
 
 
 @contextlib.contextmanager
-def process_group(device_name: str) -> Iterator[torch.device]:
+def process_group(
+    device_name: str, timeout: datetime.timedelta = TIMEOUT, advice: str = "resume the run with --resume"
+) -> Iterator[torch.device]:
     """Joins the processes that torchrun started and yields this one's device; with CUDA, one GPU per process.
 
     Only the first process prints.
 
     Args:
         device_name: auto, cpu, cuda, cuda:N or mps.
+        timeout: how long a process waits for the others.
+        advice: what to do if another process has ended.
 
     Raises:
         UserError: the device does not exist, or not once for each process; or another process has ended.
@@ -43,7 +47,7 @@ def process_group(device_name: str) -> Iterator[torch.device]:
         raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} not: start several processes with torchrun")
     device = _own_device(choose_device(device_name), int(os.environ["LOCAL_RANK"]))
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the {os.environ['WORLD_SIZE']} processes did not find each other ({reason})") from None
@@ -58,7 +62,7 @@ def process_group(device_name: str) -> Iterator[torch.device]:
             raise
         raise UserError(
             f"process {rank()} of {count()} cannot reach another one, which has ended or hangs: see its error above; "
-            "resume the run with --resume"
+            f"{advice}"
         ) from None
     finally:
         sys.stdout = output

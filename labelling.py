@@ -1,0 +1,89 @@
+"""Labels of pictures that nobody scores: any number of them, by any number of processes, each written at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from dataset import Sample
+from images import DataError, read_image
+from inference.backends import Network
+from inference.predictions import PredictionWriter
+from inference.predictor import check_size
+from loading import ReadLog, as_it_is, frame_loader, naming_dead_workers
+from training import distributed
+from utils import UserError
+
+OUTCOMES = ("labelled", "already there", "left out")
+
+
+class _Pictures(Dataset):
+    """Pictures to label: (H, W, 3) uint8 RGB and "", or None for one that needs none, and what is wrong with it or "".
+
+    A key is the index of a sample and the sample itself: workers that looked it up would, by counting references, get
+    a copy of all samples each.
+    """
+
+    def __init__(self, samples: Sequence[Sample], done: Callable[[Sample], bool] | None):
+        self.samples = samples
+        self.done = done
+        self.log = ReadLog()
+
+    def __getitem__(self, key: tuple[int, Sample]) -> tuple[Tensor | None, str]:
+        index, sample = key
+        with self.log.reading(index):
+            if self.done and self.done(sample):
+                return None, ""
+            try:
+                image = read_image(sample.image)
+                check_size(image.shape[:2], sample.image)
+            except (DataError, UserError) as error:
+                return None, str(error)
+            return torch.from_numpy(image), ""
+
+
+@torch.inference_mode()
+def label_pictures(
+    network: Network, samples: Sequence[Sample], writer: PredictionWriter, *, workers: int = 0, keep: bool = False
+) -> dict[str, int]:
+    """Labels pictures at their full size; of several processes, each writes its share, no picture twice.
+
+    A picture that is damaged or too small is named on stderr and left out. Memory does not grow with their number.
+
+    Args:
+        network: on any engine.
+        samples: the frames.
+        writer: writes the predictions.
+        workers: loader processes.
+        keep: leave out frames whose predictions are there; else earlier ones are removed first.
+
+    Returns:
+        The number of pictures of each of OUTCOMES, over all processes.
+
+    Raises:
+        UserError: a prediction cannot be written.
+    """
+    if distributed.is_first() and not keep:
+        writer.clear()
+    distributed.all_reduce_sum(torch.zeros(1))  # nobody writes before that
+    mine = samples[distributed.rank() :: distributed.count()]
+    data = _Pictures(mine, writer.has if keep else None)
+    loader = frame_loader(data, workers, batch_size=None, sampler=enumerate(mine), collate_fn=as_it_is)
+    counts = dict.fromkeys(OUTCOMES, 0)
+    with naming_dead_workers(loader):
+        pictures = tqdm(loader, "label", len(mine), leave=False, disable=distributed.hide_bars(), unit="frame")
+        for sample, (image, problem) in zip(mine, pictures, strict=True):
+            outcome = "left out" if problem else "already there"
+            if problem:
+                print(f"left out: {problem}", file=sys.stderr)
+            elif image is not None:
+                train_ids = network.labels(image[None])[0].to(torch.uint8).cpu().numpy()
+                outcome = "labelled" if writer.write(*writer.encode(sample, train_ids)) else "left out"
+            counts[outcome] += 1
+    totals = distributed.all_reduce_sum(torch.tensor(list(counts.values())))
+    return dict(zip(OUTCOMES, totals.tolist(), strict=True))
