@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 
 from classes import CITYSCAPES, Classes
 from inference.cuda import GraphNetwork
-from inference.folding import DTYPES, fold, split_into_strips
+from inference.folding import DTYPES, always_onednn, fold, split_into_strips
 from inference.formats import METADATA, foreign_file
 from inference.label_head import labels_from_logits
 from inference.matching import match_classes
+from inference.threads import Threads
 from model import MEAN, STD, FastSCNN, normalise
 from utils import UserError, check_finite, cpu_has_bf16
 
@@ -44,12 +46,14 @@ class Network(NamedTuple):
     name: str  # backend and precision
     whole: Callable[[Tensor], Tensor] | None = None  # images to labels, where the engine has a label head of its own
     classes: Classes = CITYSCAPES
+    threads: Threads | None = None  # chooses their number, where that depends on the machine's load
 
     def labels(self, images: Tensor) -> Tensor:
         """Returns the (N, H, W) uint8 train ids of (N, H, W, 3) uint8 images."""
         if self.whole is not None:
             return self.whole(images)
-        return labels_from_logits(self.run(images), images.shape[1:3], self.align_corners)
+        with self.threads.prediction() if self.threads else nullcontext():
+            return labels_from_logits(self.run(images), images.shape[1:3], self.align_corners)
 
     def for_classes(self, path: str | Path, classes: Classes) -> Network:
         """Returns the network with its scores in the order of these classes.
@@ -121,16 +125,20 @@ def torch_network(
         classes: of the model.
     """
     network = Uint8Network(model, precision).to(device, memory_format=torch.channels_last)
-    if device.type == "cpu" and not compiled:  # the compiler fuses layers itself
-        split_into_strips(network.model)
+    threads = None
+    if device.type == "cpu" and not compiled:  # the compiler fuses layers itself, and builds in the number of threads
+        threads = Threads()
+        split_into_strips(network.model, threads)
+        always_onednn(network.model)
     forward = torch.compile(network, dynamic=False) if compiled else network
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
-        return forward(images.to(device, non_blocking=True)).contiguous()
+        with threads.prediction() if threads else nullcontext():
+            return forward(images.to(device, non_blocking=True)).contiguous()
 
     name = f"{'torch-compile' if compiled else 'torch'} {precision}"
-    return Network(run, model.align_corners, name, classes=classes)
+    return Network(run, model.align_corners, name, classes=classes, threads=threads)
 
 
 def graph_network(model: FastSCNN, device: torch.device, precision: str, classes: Classes = CITYSCAPES) -> Network:

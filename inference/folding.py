@@ -1,6 +1,6 @@
 """The network for inference: batch normalisation folded into the convolutions, in the precision asked for.
 
-This file imports only torch, so that a bare GPU machine can run it.
+This file imports only torch and inference.threads, so that a bare GPU machine can run it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from inference.threads import Threads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,6 +42,31 @@ def fold(model: nn.Module, precision: str) -> nn.Module:
     return folded
 
 
+class OneDNN(nn.Module):
+    """A 1x1 convolution by oneDNN, whatever the number of threads.
+
+    PyTorch takes another routine when it has one thread, whose rounding differs: the same picture would have other
+    logits. On a CPU only.
+    """
+
+    def __init__(self, layer: nn.Conv2d):
+        super().__init__()
+        self.weight, self.bias, self.groups = layer.weight, layer.bias, layer.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mkldnn_convolution(x, self.weight, self.bias, (0, 0), (1, 1), (1, 1), self.groups)
+
+
+def always_onednn(model: nn.Module) -> None:
+    """Replaces the 1x1 convolutions of a folded network in single precision, where PyTorch has oneDNN."""
+    if not torch.backends.mkldnn.is_available():
+        return
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.weight.dtype == torch.float32:
+                setattr(parent, name, OneDNN(layer))
+
+
 class Precise(nn.Module):
     """A layer whose input is converted to single precision first."""
 
@@ -62,12 +89,14 @@ class InStrips(nn.Module):
     Args:
         layers: (N, C, H, W) to (N, K, ceil((H - below) / stride), ...).
         stride: of all layers together.
+        threads: choose their number by the time that strips take.
         below: input rows that an output row needs below its own: 0, or 2 without padding in the first convolution.
     """
 
-    def __init__(self, layers: nn.Module, stride: int, below: int = 0):
+    def __init__(self, layers: nn.Module, stride: int, threads: Threads, below: int = 0):
         super().__init__()
         self.layers = layers
+        self.threads = threads
         self.stride = stride
         self.below = below
 
@@ -78,12 +107,13 @@ class InStrips(nn.Module):
         for start in range(0, rows, step):
             first = max(0, start - 1)  # one row more, which is dropped: it sees padding instead of the rows above
             part = x[:, :, stride * first : stride * min(rows, start + step) + self.below]
-            strips.append(self.layers(part)[:, :, start - first :])
+            with self.threads.part(part.shape):
+                strips.append(self.layers(part)[:, :, start - first :])
         return torch.cat(strips, 2) if len(strips) > 1 else strips[0]
 
 
-def split_into_strips(model: nn.Module) -> None:
+def split_into_strips(model: nn.Module, threads: Threads) -> None:
     """Replaces the two parts of a FastSCNN with the largest feature maps by the same in strips."""
-    model.learning_to_downsample = InStrips(model.learning_to_downsample, 8, model.variant.lost)
+    model.learning_to_downsample = InStrips(model.learning_to_downsample, 8, threads, model.variant.lost)
     first = model.global_feature_extractor.bottleneck1
-    first[0] = InStrips(first[0], 2)
+    first[0] = InStrips(first[0], 2, threads)

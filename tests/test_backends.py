@@ -26,6 +26,7 @@ from inference.checkpoints import load_model
 from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, write_onnx
 from inference.folding import fold_batch_norm, split_into_strips
 from inference.predictor import load_network, load_predictor
+from inference.threads import Threads
 from model import FastSCNN, normalise
 from street.scene import draw_scene
 from utils import UserError
@@ -107,7 +108,7 @@ def test_strips_are_the_whole(height: int, width: int, cells: int, batch: int) -
     torch.manual_seed(0)
     x, whole, sizes = torch.randn(batch, 3, height, width), random_statistics(FastSCNN(5)), set()
     split = copy.deepcopy(whole)
-    split_into_strips(split)
+    split_into_strips(split, Threads())
     split.learning_to_downsample.layers.register_forward_hook(lambda *call: sizes.add(call[2].shape[2]))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("inference.folding.STRIP", cells)

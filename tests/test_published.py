@@ -25,6 +25,7 @@ from inference.export import write_onnx
 from inference.folding import split_into_strips
 from inference.predictor import load_network
 from inference.published import MMSEGMENTATION, ORIGINAL, TRAMAC, Publisher
+from inference.threads import Threads
 from model import FastSCNN, Variant, normalise
 from street.scene import draw_scene
 from utils import UserError, load_checkpoint
@@ -243,7 +244,7 @@ def test_strips_are_the_whole_without_padding(height: int, width: int, cells: in
     x, whole = torch.randn(1, 3, height, width), network(TRAMAC, 5)
     split = network(TRAMAC, 5)
     whole.input_scale = split.input_scale = scale
-    split_into_strips(split)
+    split_into_strips(split, Threads())
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("inference.folding.STRIP", cells)
         torch.testing.assert_close(split.logits(x)[0], whole.logits(x)[0])
