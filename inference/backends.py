@@ -11,7 +11,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from classes import CITYSCAPES, Classes
 from inference.cuda import GraphNetwork
-from inference.folding import DTYPES, always_onednn, fold, split_into_strips
+from inference.folding import DTYPES, fold, prepare_for_cpu
 from inference.formats import METADATA, foreign_file
 from inference.label_head import labels_from_logits
 from inference.matching import match_classes
-from inference.threads import Threads
+from inference.threads import half_of_the_threads
 from model import MEAN, STD, FastSCNN, normalise
 from utils import UserError, check_finite, cpu_has_bf16
 
@@ -46,13 +46,13 @@ class Network(NamedTuple):
     name: str  # backend and precision
     whole: Callable[[Tensor], Tensor] | None = None  # images to labels, where the engine has a label head of its own
     classes: Classes = CITYSCAPES
-    threads: Threads | None = None  # chooses their number, where that depends on the machine's load
+    around: Callable[[], AbstractContextManager] = nullcontext  # a picture: what its threads do beside other work
 
     def labels(self, images: Tensor) -> Tensor:
         """Returns the (N, H, W) uint8 train ids of (N, H, W, 3) uint8 images."""
         if self.whole is not None:
             return self.whole(images)
-        with self.threads.prediction() if self.threads else nullcontext():
+        with self.around():
             return labels_from_logits(self.run(images), images.shape[1:3], self.align_corners)
 
     def for_classes(self, path: str | Path, classes: Classes) -> Network:
@@ -125,20 +125,17 @@ def torch_network(
         classes: of the model.
     """
     network = Uint8Network(model, precision).to(device, memory_format=torch.channels_last)
-    threads = None
-    if device.type == "cpu" and not compiled:  # the compiler fuses layers itself, and builds in the number of threads
-        threads = Threads()
-        split_into_strips(network.model, threads)
-        always_onednn(network.model)
+    # The compiler fuses layers itself, and builds in the number of threads.
+    around = prepare_for_cpu(network.model).picture if device.type == "cpu" and not compiled else nullcontext
     forward = torch.compile(network, dynamic=False) if compiled else network
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
-        with threads.prediction() if threads else nullcontext():
+        with around():
             return forward(images.to(device, non_blocking=True)).contiguous()
 
     name = f"{'torch-compile' if compiled else 'torch'} {precision}"
-    return Network(run, model.align_corners, name, classes=classes, threads=threads)
+    return Network(run, model.align_corners, name, None, classes, around)
 
 
 def graph_network(model: FastSCNN, device: torch.device, precision: str, classes: Classes = CITYSCAPES) -> Network:
@@ -215,7 +212,7 @@ def _with_size_check(path: str | Path, metadata: dict, run: Callable[[Tensor], T
             )
         return run(images)
 
-    return Network(run_checked, metadata["align_corners"], name, classes=exported_classes(metadata))
+    return Network(run_checked, metadata["align_corners"], name, None, exported_classes(metadata), half_of_the_threads)
 
 
 def onnx_network(path: str | Path, precision: str | None = None) -> tuple[Network, dict]:
@@ -234,6 +231,8 @@ def onnx_network(path: str | Path, precision: str | None = None) -> tuple[Networ
     runtime = require("onnxruntime", "onnx")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that wait busily keep the label head, and other processes, off their cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     content = _content(path)
     try:
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -282,6 +281,7 @@ def openvino_network(path: str | Path, precision: str | None = None) -> tuple[Ne
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # a pinned thread waits for its core while another is free
         "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp16": "f16", "int8": rest}.get(precision, "f32"),
     }
 

@@ -1,111 +1,118 @@
-"""How many threads a prediction takes when something else keeps a core busy."""
+"""How many threads a prediction takes beside other busy processes."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 
 import numpy as np
 import pytest
 import torch
 
 from inference.backends import torch_network
-from inference.threads import ThreadChoice, Threads
+from inference.threads import LEAST, WINDOW, Threads, half_of_the_threads
 from model import FastSCNN
 
 
-def use(choice: ThreadChoice, seconds: dict[int, float], calls: int) -> list[int]:
-    """Makes calls that take these seconds by number of threads; returns the numbers that were chosen."""
-    counts = []
-    for _ in range(calls):
-        counts.append(choice.choose())
-        choice.record(counts[-1], seconds[counts[-1]])
-    return counts
+@pytest.fixture
+def four_threads():
+    """Four threads, whatever the machine has; afterwards as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
 
 
-IDLE, LOADED = {2: 0.1, 1: 0.16}, {2: 0.4, 1: 0.17}
+USUAL = [0.003] * 10  # seconds that the parts of a picture take
 
 
-def test_idle_all_threads_work_after_one_trial():
-    """An idle machine is as fast as without a choice: one trial of two calls, then never again."""
-    counts = use(ThreadChoice(2), IDLE, 200)
-    assert counts.count(1) == 2
-    assert set(counts[6:]) == {2}
+def counts(threads: Threads, seconds: list[float]) -> list[int]:
+    """Returns the number of threads of each part of a picture whose parts take these seconds."""
+    found = []
+    with threads.picture():
+        for part, taken in enumerate(seconds):
+            found.append(torch.get_num_threads())
+            threads.took(part, taken)
+    return found
 
 
-def test_under_load_fewer_threads_work_from_the_third_prediction_on():
-    """With a busy process, two slow predictions are enough to change over; trying again costs at most a tenth."""
-    choice = ThreadChoice(2)
-    use(choice, IDLE, 10)
-    counts = use(choice, LOADED, 200)
-    assert counts[:3] == [2, 2, 1]
-    assert sum(LOADED[count] for count in counts) < 1.15 * 200 * LOADED[1]
+def test_idle_pictures_keep_all_threads(four_threads):
+    """An idle machine is as fast as without a watch, and so is one whose parts vary by half, or with one hiccup."""
+    threads = Threads()
+    assert counts(threads, USUAL) == [4] * 10
+    assert counts(threads, [0.0045] * 10) == [4] * 10
+    assert counts(threads, [*USUAL[:4], 0.003 + 0.9 * LEAST, *USUAL[5:]]) == [4] * 10
 
 
-def test_when_the_load_ends_all_threads_work_again():
-    """A machine that is idle again is found out, within the time that trying costs ten times."""
-    choice = ThreadChoice(2)
-    use(choice, IDLE, 10)
-    use(choice, LOADED, 50)
-    counts = use(choice, IDLE, 60)
-    assert set(counts[-30:]) == {2}
+def test_a_picture_that_waits_goes_on_with_fewer_threads(four_threads):
+    """Beside a busy process a picture takes one thread less as soon as it has waited, then half of them, then one."""
+    threads = Threads()
+    counts(threads, USUAL)
+    assert counts(threads, [0.02] * 10) == [4, 3, 1, 1, 1, 1, 1, 1, 1, 1]
 
 
-def test_a_load_from_the_start_is_found():
-    """A predictor that opens on a busy machine has no idle time to compare with."""
-    counts = use(ThreadChoice(2), LOADED, 40)
-    assert counts[6:].count(1) > 30
+def test_fewer_threads_take_longer_without_waiting(four_threads):
+    """What a part takes with one thread less is expected to be longer: that alone takes no more threads away."""
+    threads = Threads()
+    counts(threads, USUAL)
+    assert counts(threads, [0.02, *[0.0045] * 9]) == [4, *[3] * 9]
 
 
-def test_a_single_slow_picture_changes_nothing():
-    """A hiccup of the machine is no load."""
-    choice = ThreadChoice(2)
-    use(choice, IDLE, 10)
-    choice.record(choice.choose(), 0.3)
-    assert set(use(choice, IDLE, 20)) == {2}
+def test_the_next_picture_begins_with_all_threads(four_threads):
+    """A load that has ended is not remembered, and slow pictures do not become the usual ones."""
+    threads = Threads()
+    counts(threads, USUAL)
+    for _ in range(30):
+        counts(threads, [0.02] * 10)
+    assert counts(threads, USUAL) == [4] * 10
+    assert counts(threads, [0.02] * 10)[1] == 3
 
 
-def test_many_threads_are_never_reduced_to_one():
-    """On 16 cores a trial may not take sixteen times as long."""
-    seconds = {16: 0.1, 15: 0.11, 8: 0.17}
-    assert set(use(ThreadChoice(16), seconds, 50)) == {16, 15, 8}
+def test_a_processor_that_became_slower_is_not_taken_for_a_load(four_threads):
+    """A laptop that has warmed up takes three times as long for good: after a while all threads work again."""
+    threads = Threads()
+    counts(threads, USUAL)
+    slow = [0.009] * 10
+    assert min(counts(threads, slow)) < 4
+    for _ in range(200):
+        counts(threads, slow)
+    assert counts(threads, slow) == [4] * 10
+
+
+def test_short_parts_are_looked_at_together(four_threads):
+    """At small sizes a part takes a tenth of a slice of the scheduler: several late ones together are a load."""
+    threads = Threads()
+    assert 10 * 0.0005 < WINDOW < LEAST * 3
+    counts(threads, [0.0005] * 40)
+    assert counts(threads, [0.0015] * 40)[-1] < 4
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("no memory")])
-def test_the_callers_number_of_threads_is_back_after_a_prediction(error):
+def test_the_callers_number_of_threads_is_back_after_a_picture(error, four_threads):
     """A program that embeds the predictor keeps its number of threads, after errors too."""
-    threads, before = Threads(), torch.get_num_threads()
-    torch.set_num_threads(2)
-    seen = []
-    try:
-        with pytest.raises(RuntimeError) if error else contextlib.nullcontext(), threads.prediction():
-            for _ in range(6):
-                with threads.part((1, 64, 96, 3)):
-                    seen.append(torch.get_num_threads())
-                    if error and len(seen) == 5:
-                        raise error
-        assert torch.get_num_threads() == 2
-        assert seen == [2, 2, 2, 2, 1, 1][: len(seen)]
-        with threads.part((1, 64, 96, 3)):  # outside of a prediction nothing is chosen
-            assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    for block in (Threads().picture, half_of_the_threads):
+        with pytest.raises(RuntimeError) if error else contextlib.nullcontext(), block():
+            torch.set_num_threads(1)
+            if error:
+                raise error
+        assert torch.get_num_threads() == 4
 
 
-def test_what_follows_the_strips_takes_the_number_that_was_fastest():
-    """The label head and the small maps do not go back to threads that the strips found slow."""
-    threads, before = Threads(), torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        for _ in range(2):
-            with threads.prediction(), threads.prediction():
-                for _ in range(8):
-                    with threads.part((1, 64, 96, 3)):
-                        time.sleep(0.02 * torch.get_num_threads())
-                assert torch.get_num_threads() == 1
-            assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+def test_a_picture_within_a_picture_is_the_same(four_threads):
+    """The label head goes on with the threads that the network ended with."""
+    threads = Threads()
+    counts(threads, USUAL)
+    with threads.picture():
+        assert counts(threads, [0.02] * 10)[-1] == 1
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 4
+
+
+def test_outside_of_a_picture_nothing_is_watched(four_threads):
+    """Layers that are called by themselves never change the caller's threads."""
+    threads = Threads()
+    with threads.part("layer"):
+        pass
+    assert threads.usual == {}
 
 
 def test_labels_do_not_depend_on_the_number_of_threads():
@@ -123,3 +130,12 @@ def test_labels_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+def test_the_network_is_watched_in_all_its_parts(four_threads):
+    """A load that begins in the middle of a picture is found: strips and all later convolutions are timed."""
+    network = torch_network(FastSCNN().eval(), torch.device("cpu"), "fp32", False)
+    network.labels(torch.zeros(1, 64, 96, 3, dtype=torch.uint8))
+    threads = network.around.__self__
+    assert len(threads.usual) == 39
+    assert torch.get_num_threads() == 4
