@@ -115,7 +115,7 @@ def inference_groups(args: argparse.Namespace, folder: Path, load: Load | None) 
                 yield title, rows
             heads = label_head_rows(engines[0], model.align_corners, image, args.repeats, load)
             yield "label head", heads
-            for head in heads[-2:]:  # those that are compared
+            for head in heads:
                 same = "every label equal" if head["same"] else "labels differ (only exact ties may)"
                 print(f"{head['name']}: {100 * head['mixed_share']:.1f} % of the cells are mixed, {same}")
     if load:

@@ -32,7 +32,7 @@ from images import DataError
 from inference.backends import Network
 from inference.label_head import labels_from_logits
 from inference.predictions import PredictionWriter
-from inference.predictor import add_backend_flags, check_size, load_network
+from inference.predictor import add_backend_flags, check_choice, check_size, load_network
 from labelling import label_pictures
 from loading import FrameSet, check_frames, frame_loader, naming_dead_workers
 from model import MIN_SIZE
@@ -44,9 +44,8 @@ from utils import UserError, refuse_input, run_cli, writable_folder, write_file
 from web.report import WIDTH, WIDTHS, Report
 from web.report_data import About
 
-# How long a process waits for the others: their shares of millions of pictures may end hours apart.
-TIMEOUT = datetime.timedelta(days=30)
-AFTER_DEATH = "start again (with --skip_existing, --split test makes only what is missing)"
+# How long processes that label wait for each other, as shares of millions of pictures may end hours apart; and advice.
+LABELLING = datetime.timedelta(days=30), "start again with --skip_existing, which makes only what is missing"
 
 
 class _WrittenByFirst:
@@ -325,7 +324,11 @@ def main() -> int:
     """Scores a checkpoint on a split, or predicts the test split, in one process or in one of several."""
     args = build_parser().parse_args()
     check_args(args)
-    with distributed.process_group(args.device, TIMEOUT, AFTER_DEATH), contextlib.ExitStack() as stack:
+    place = check_choice(args.model_weight, args.device, args.backend, args.precision)[2]
+    with (
+        distributed.process_group(str(place), *(LABELLING if args.split == "test" else ())),
+        contextlib.ExitStack() as stack,
+    ):
         data = open_data(args.data_path, args.data_root)
         samples = data.find(args.split)
         if args.split != "test":  # there, a damaged picture is left out when it comes

@@ -10,6 +10,7 @@ import functools
 import io
 import os
 import stat
+import struct
 import warnings
 from pathlib import Path
 from typing import BinaryIO
@@ -228,12 +229,14 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     """
     from PIL import Image
 
-    with contextlib.suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), warnings.catch_warnings():
+    broken = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+    with contextlib.suppress(*broken), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of more pixels than Pillow expects
         _check_regular(path, "picture")
         with Image.open(path) as image:
             # Asked for EXIF data that it has not seen in the head of a PNG, Pillow decodes all.
-            turned = "exif" in image.info and image.getexif().get(0x0112, 1) > 4
+            orientation = image.getexif().get(0x0112, 1) if "exif" in image.info else 1
+            turned = orientation not in (1, 2, 3, 4)  # a damaged tag may be text
             if not turned and image.format != "TIFF":  # whose tags may turn it too
                 return image.height, image.width
     return read_image(path).shape[:2]

@@ -46,13 +46,13 @@ class Network(NamedTuple):
     name: str  # backend and precision
     whole: Callable[[Tensor], Tensor] | None = None  # images to labels, where the engine has a label head of its own
     classes: Classes = CITYSCAPES
-    around: Callable[[], AbstractContextManager] = nullcontext  # a picture: what its threads do beside other work
+    around: Callable[[Sequence[int]], AbstractContextManager] = nullcontext  # of images' shape: minds their threads
 
     def labels(self, images: Tensor) -> Tensor:
         """Returns the (N, H, W) uint8 train ids of (N, H, W, 3) uint8 images."""
         if self.whole is not None:
             return self.whole(images)
-        with self.around():
+        with self.around(images.shape):
             return labels_from_logits(self.run(images), images.shape[1:3], self.align_corners)
 
     def for_classes(self, path: str | Path, classes: Classes) -> Network:
@@ -131,11 +131,11 @@ def torch_network(
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
-        with around():
+        with around(images.shape):
             return forward(images.to(device, non_blocking=True)).contiguous()
 
     name = f"{'torch-compile' if compiled else 'torch'} {precision}"
-    return Network(run, model.align_corners, name, None, classes, around)
+    return Network(run, model.align_corners, name, classes=classes, around=around)
 
 
 def graph_network(model: FastSCNN, device: torch.device, precision: str, classes: Classes = CITYSCAPES) -> Network:

@@ -120,7 +120,7 @@ def split_into_strips(model: nn.Module, threads: Threads) -> None:
 
 
 def watch(model: nn.Module, threads: Threads) -> None:
-    """Has the convolutions of a FastSCNN watched that are not in strips, which are watched themselves."""
+    """Watches the convolutions of a FastSCNN outside of its strips, which are watched as wholes."""
     for name, layer in list(model.named_children()):
         if isinstance(layer, nn.Conv2d | OneDNN):
             setattr(model, name, Watched(layer, threads))

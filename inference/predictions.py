@@ -92,14 +92,14 @@ class PredictionWriter:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps other runs out of the folder during the block, and removes what killed ones left unfinished in it.
+        """Keeps other runs out of the folders during the block, and removes what killed ones left unfinished in it.
 
         The system releases the lock if this process is killed. Without file locks (Windows), nobody is kept out.
 
         Raises:
             UserError: another run is writing there.
         """
-        with _locked(self.folder):
+        with _locked(self.folder), _locked(self.color_folder) if self.color_folder else contextlib.nullcontext():
             for folder in filter(None, {self.folder, self.color_folder}):
                 for pattern in (f".*{ENDING}.*.tmp", ".color_*.png.*.tmp"):  # see utils.unfinished_path
                     for left in folder.rglob(pattern):

@@ -7,62 +7,90 @@ time, in each of some hundred regions of a picture: with one busy process on two
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import sys
 import threading
 import time
-from collections.abc import Hashable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-SLOW = 2.0  # times the usual duration, from which on the threads wait for each other
+# Tried on two cores, where idle parts vary by half and a slice of the scheduler takes 3 to 4 ms: docs/speed.md.
+SLOW = 2.0  # times the usual duration: then the threads wait for each other
 WINDOW = 0.02  # seconds of usual work that are looked at together
-LEAST = 0.008  # seconds lost in it that are worth a change: a single slice of the scheduler's is no load
-FORGET = 1.02  # by which a usual duration grows with each part: the processor's clock changes
+LEAST = 0.008  # seconds lost in it that are worth a change: one slice is no load
+FORGET = 1.02  # by which usual durations grow with each picture: the processor's clock changes
+SIZES_KEPT = 8  # image sizes whose usual durations are known
+
+
+@functools.cache
+def _set_threads() -> Callable[[int], object]:
+    """Returns what sets the number of threads of the calling Python thread alone.
+
+    torch.set_num_threads also sets it for all Python threads that use PyTorch later.
+    """
+    if sys.platform == "linux":
+        try:
+            return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).omp_set_num_threads
+        except (OSError, AttributeError):  # built in another way
+            pass
+    return torch.set_num_threads
 
 
 @contextmanager
-def half_of_the_threads() -> Iterator[None]:
-    """Leaves cores to others, for short work that nobody watches: then each thread finds a free one."""
+def half_of_the_threads(shape: Sequence[int]) -> Iterator[None]:
+    """Leaves cores to others while an engine that has its own threads, and then the label head, label a picture."""
     most = torch.get_num_threads()
-    torch.set_num_threads(max(1, most // 2))
+    _set_threads()(max(1, most // 2))
     try:
         yield
     finally:
-        torch.set_num_threads(most)
+        _set_threads()(most)
 
 
 class Threads:
     """Watches how long the parts of a picture take, and takes threads away from the picture that waits for them.
 
-    Each part of the network is compared with the least that the same part took with all threads.
+    Each part of the network is compared with the least that it took with all threads on pictures of that shape.
     """
 
     def __init__(self) -> None:
-        self.usual: dict[Hashable, float] = {}
-        self._picture = (
-            threading.local()
-        )  # most, the caller's threads, 0 outside of a picture; spent and expected seconds
+        self.usual: OrderedDict[tuple[int, ...], dict[Hashable, float]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._picture = threading.local()  # most: the caller's threads; usual; spent and expected seconds
 
     @contextmanager
-    def picture(self) -> Iterator[None]:
-        """Begins a picture, or goes on with the one that was begun; at its end the caller's threads are back."""
+    def picture(self, shape: Sequence[int]) -> Iterator[None]:
+        """Begins a picture, or continues the one within which it is called; afterwards the caller's threads are back.
+
+        Args:
+            shape: of the images.
+        """
         now = self._picture
         if getattr(now, "most", 0):
             yield
             return
+        with self._lock:
+            known = self.usual.pop(tuple(shape), {})
+            self.usual[tuple(shape)] = now.usual = {part: FORGET * seconds for part, seconds in known.items()}
+            if len(self.usual) > SIZES_KEPT:
+                self.usual.popitem(last=False)
         now.most, now.spent, now.expected = torch.get_num_threads(), 0.0, 0.0
         try:
             yield
         finally:
-            torch.set_num_threads(now.most)
+            _set_threads()(now.most)
             now.most = 0
 
     @contextmanager
     def part(self, key: Hashable) -> Iterator[None]:
-        """Times a part of a picture; parts of one key take equally long."""
-        now = self._picture
-        if getattr(now, "most", 0) < 2:
+        """Times a part of a picture; in pictures of one shape, parts of one key take equally long."""
+        if getattr(self._picture, "most", 0) < 2:  # outside of a picture too
             yield
             return
         start = time.perf_counter()
@@ -72,13 +100,13 @@ class Threads:
     def took(self, key: Hashable, seconds: float) -> None:
         """Learns how long a part took; if the picture waits, the next has fewer threads: N - 1, then half of them."""
         now, count = self._picture, torch.get_num_threads()
-        usual = self.usual.get(key, seconds)
+        usual = now.usual.get(key, seconds)
         if count == now.most:
-            self.usual[key] = usual = min(seconds, usual * FORGET)
+            now.usual[key] = usual = min(seconds, usual)
         now.spent += seconds
         now.expected += usual * now.most / count
-        if now.spent > max(SLOW * now.expected, now.expected + LEAST) and count > 1:
-            torch.set_num_threads(count - 1 if count == now.most else count // 2)
+        if count > 1 and now.spent > max(SLOW * now.expected, now.expected + LEAST):
+            _set_threads()(count - 1 if count == now.most else count // 2)
             now.spent = now.expected = 0.0
         elif now.expected > WINDOW:
             now.spent = now.expected = 0.0
@@ -93,5 +121,5 @@ class Watched(nn.Module):
         self.threads = threads
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        with self.threads.part((id(self), inputs[0].shape)):
+        with self.threads.part(id(self)):
             return self.layers(*inputs)

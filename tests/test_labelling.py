@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import os
 import resource
 import signal
@@ -309,3 +310,15 @@ def test_a_row_compares_two_processes_with_one(tmp_path, monkeypatch, capsys) ->
     monkeypatch.setattr(folders, "PROCESSES", (1, 1))
     assert list(folders.folder_rows(tmp_path / "w.pth", tmp_path / "other", picture(0), 1, quick=True)) == []
     assert "1 process(es): not run (error: no room)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tag", [b"top-left", b"\x06", b""], ids=["text", "byte", "empty"])
+def test_an_odd_orientation_does_not_end_the_search_for_what_is_missing(tag, tmp_path):
+    """One camera that writes its EXIF tag as text would end a run over a million pictures with a traceback."""
+    content = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    Image.new("RGB", (40, 64)).save(content, "JPEG", exif=exif)
+    path = tmp_path / "odd.jpg"
+    path.write_bytes(content.getvalue())
+    assert picture_size(path) == read_image(path).shape[:2]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
 from inference.backends import torch_network
-from inference.threads import LEAST, WINDOW, Threads, half_of_the_threads
+from inference.threads import LEAST, SIZES_KEPT, Threads, half_of_the_threads
 from model import FastSCNN
 
 
@@ -28,7 +29,7 @@ USUAL = [0.003] * 10  # seconds that the parts of a picture take
 def counts(threads: Threads, seconds: list[float]) -> list[int]:
     """Returns the number of threads of each part of a picture whose parts take these seconds."""
     found = []
-    with threads.picture():
+    with threads.picture((1,)):
         for part, taken in enumerate(seconds):
             found.append(torch.get_num_threads())
             threads.took(part, taken)
@@ -81,7 +82,6 @@ def test_a_processor_that_became_slower_is_not_taken_for_a_load(four_threads):
 def test_short_parts_are_looked_at_together(four_threads):
     """At small sizes a part takes a tenth of a slice of the scheduler: several late ones together are a load."""
     threads = Threads()
-    assert 10 * 0.0005 < WINDOW < LEAST * 3
     counts(threads, [0.0005] * 40)
     assert counts(threads, [0.0015] * 40)[-1] < 4
 
@@ -90,7 +90,7 @@ def test_short_parts_are_looked_at_together(four_threads):
 def test_the_callers_number_of_threads_is_back_after_a_picture(error, four_threads):
     """A program that embeds the predictor keeps its number of threads, after errors too."""
     for block in (Threads().picture, half_of_the_threads):
-        with pytest.raises(RuntimeError) if error else contextlib.nullcontext(), block():
+        with pytest.raises(RuntimeError) if error else contextlib.nullcontext(), block((1,)):
             torch.set_num_threads(1)
             if error:
                 raise error
@@ -101,10 +101,31 @@ def test_a_picture_within_a_picture_is_the_same(four_threads):
     """The label head goes on with the threads that the network ended with."""
     threads = Threads()
     counts(threads, USUAL)
-    with threads.picture():
+    with threads.picture((1,)):
         assert counts(threads, [0.02] * 10)[-1] == 1
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 4
+
+
+def test_a_thread_that_begins_meanwhile_has_all_threads(four_threads):
+    """A server's thread that is born within a picture of another would compute with one thread for ever."""
+    threads = Threads()
+    counts(threads, USUAL)
+    with threads.picture((1,)), ThreadPoolExecutor(1) as other:
+        counts(threads, [0.02] * 10)
+        assert torch.get_num_threads() == 1
+        assert other.submit(torch.get_num_threads).result() == 4
+        assert other.submit(counts, threads, USUAL).result() == [4] * 10
+        assert torch.get_num_threads() == 1
+
+
+def test_pictures_of_ever_new_sizes_take_no_more_memory(four_threads):
+    """A folder of a million sizes: what is known of each would fill the memory."""
+    threads = Threads()
+    for size in range(2 * SIZES_KEPT):
+        with threads.picture((1, size)):
+            threads.took("layer", 0.01)
+    assert list(threads.usual) == [(1, size) for size in range(SIZES_KEPT, 2 * SIZES_KEPT)]
 
 
 def test_outside_of_a_picture_nothing_is_watched(four_threads):
@@ -113,6 +134,7 @@ def test_outside_of_a_picture_nothing_is_watched(four_threads):
     with threads.part("layer"):
         pass
     assert threads.usual == {}
+    assert torch.get_num_threads() == 4
 
 
 def test_labels_do_not_depend_on_the_number_of_threads():
@@ -137,5 +159,5 @@ def test_the_network_is_watched_in_all_its_parts(four_threads):
     network = torch_network(FastSCNN().eval(), torch.device("cpu"), "fp32", False)
     network.labels(torch.zeros(1, 64, 96, 3, dtype=torch.uint8))
     threads = network.around.__self__
-    assert len(threads.usual) == 39
+    assert [len(parts) for parts in threads.usual.values()] == [39]
     assert torch.get_num_threads() == 4
