@@ -285,8 +285,7 @@ def score(
     """Scores a split, and writes what is asked for; returns the exit status."""
     classes = network.classes
     seen = seen_note(args.split, metadata.get("train_split", "train"))
-    notes = [note for note in (train_ids_note(samples), seen) if note]
-    for note in notes:
+    for note in (notes := list(filter(None, (train_ids_note(samples), seen)))):
         print(note)
     read = functools.partial(read_at_width, width=args.width) if args.width else read_pair
     scores = evaluate(network, samples, classes, workers=args.workers, writer=writer, report=report, read=read)
