@@ -64,7 +64,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     for name, sample, (height, width) in zip(ODD_NAMES[1:], find_samples(folder / "drawn", "val"), sizes, strict=True):
         label = cv2.imread(str(sample.label), cv2.IMREAD_UNCHANGED)[-height:, :width]
         write_frame(folder / "data", "val", f"{name}_0_0", read_image(sample.image)[-height:, :width], label)
-    shutil.copy(ROOT / "weights" / "camvid_x1.pth", folder / "64_96_model.pth")
+    shutil.copy(ROOT / "weights" / "camvid.pth", folder / "64_96_model.pth")
     epochs = (f"{epoch},{2.5 - epoch / 100},{2 - epoch / 100},{epoch / 200},0.01" for epoch in range(1, 101))
     rows = "\n".join(["epoch,train_loss,val_loss,class_miou,lr", *epochs])
     (folder / "64_96_statistics.csv").write_text(rows)
