@@ -11,7 +11,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,14 +46,14 @@ class Network(NamedTuple):
     name: str  # backend and precision
     whole: Callable[[Tensor], Tensor] | None = None  # images to labels, where the engine has a label head of its own
     classes: Classes = CITYSCAPES
-    around: Callable[[Sequence[int]], AbstractContextManager] = nullcontext  # of images' shape: minds their threads
 
     def labels(self, images: Tensor) -> Tensor:
         """Returns the (N, H, W) uint8 train ids of (N, H, W, 3) uint8 images."""
         if self.whole is not None:
             return self.whole(images)
-        with self.around(images.shape):
-            return labels_from_logits(self.run(images), images.shape[1:3], self.align_corners)
+        logits = self.run(images)
+        with half_of_the_threads():
+            return labels_from_logits(logits, images.shape[1:3], self.align_corners)
 
     def for_classes(self, path: str | Path, classes: Classes) -> Network:
         """Returns the network with its scores in the order of these classes.
@@ -126,16 +126,16 @@ def torch_network(
     """
     network = Uint8Network(model, precision).to(device, memory_format=torch.channels_last)
     # The compiler fuses layers itself, and builds in the number of threads.
-    around = prepare_for_cpu(network.model).picture if device.type == "cpu" and not compiled else nullcontext
+    picture = prepare_for_cpu(network.model).picture if device.type == "cpu" and not compiled else nullcontext
     forward = torch.compile(network, dynamic=False) if compiled else network
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
-        with around(images.shape):
+        with picture(images.shape):
             return forward(images.to(device, non_blocking=True)).contiguous()
 
     name = f"{'torch-compile' if compiled else 'torch'} {precision}"
-    return Network(run, model.align_corners, name, classes=classes, around=around)
+    return Network(run, model.align_corners, name, classes=classes)
 
 
 def graph_network(model: FastSCNN, device: torch.device, precision: str, classes: Classes = CITYSCAPES) -> Network:
@@ -212,7 +212,7 @@ def _with_size_check(path: str | Path, metadata: dict, run: Callable[[Tensor], T
             )
         return run(images)
 
-    return Network(run_checked, metadata["align_corners"], name, None, exported_classes(metadata), half_of_the_threads)
+    return Network(run_checked, metadata["align_corners"], name, classes=exported_classes(metadata))
 
 
 def onnx_network(path: str | Path, precision: str | None = None) -> tuple[Network, dict]:

@@ -43,8 +43,8 @@ def _set_threads() -> Callable[[int], object]:
 
 
 @contextmanager
-def half_of_the_threads(shape: Sequence[int]) -> Iterator[None]:
-    """Leaves cores to others while an engine that has its own threads, and then the label head, label a picture."""
+def half_of_the_threads() -> Iterator[None]:
+    """Leaves cores to others, for short work of many small steps: more threads would gain little, and wait for long."""
     most = torch.get_num_threads()
     _set_threads()(max(1, most // 2))
     try:
@@ -66,15 +66,12 @@ class Threads:
 
     @contextmanager
     def picture(self, shape: Sequence[int]) -> Iterator[None]:
-        """Begins a picture, or continues the one within which it is called; afterwards the caller's threads are back.
+        """Begins the network's part of a picture; afterwards the caller's threads are back.
 
         Args:
             shape: of the images.
         """
         now = self._picture
-        if getattr(now, "most", 0):
-            yield
-            return
         with self._lock:
             known = self.usual.pop(tuple(shape), {})
             self.usual[tuple(shape)] = now.usual = {part: FORGET * seconds for part, seconds in known.items()}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from inference.backends import torch_network
+from inference.folding import prepare_for_cpu
 from inference.threads import LEAST, SIZES_KEPT, Threads, half_of_the_threads
 from model import FastSCNN
 
@@ -89,21 +90,23 @@ def test_short_parts_are_looked_at_together(four_threads):
 @pytest.mark.parametrize("error", [None, RuntimeError("no memory")])
 def test_the_callers_number_of_threads_is_back_after_a_picture(error, four_threads):
     """A program that embeds the predictor keeps its number of threads, after errors too."""
-    for block in (Threads().picture, half_of_the_threads):
-        with pytest.raises(RuntimeError) if error else contextlib.nullcontext(), block((1,)):
+    for block in (Threads().picture((1,)), half_of_the_threads()):
+        with pytest.raises(RuntimeError) if error else contextlib.nullcontext(), block:
             torch.set_num_threads(1)
             if error:
                 raise error
         assert torch.get_num_threads() == 4
 
 
-def test_a_picture_within_a_picture_is_the_same(four_threads):
-    """The label head goes on with the threads that the network ended with."""
-    threads = Threads()
-    counts(threads, USUAL)
-    with threads.picture((1,)):
-        assert counts(threads, [0.02] * 10)[-1] == 1
-        assert torch.get_num_threads() == 1
+def test_the_label_head_leaves_cores_to_others(four_threads, monkeypatch):
+    """With all threads, the label head of a small picture takes twenty times as long beside a busy process."""
+    network = torch_network(FastSCNN().eval(), torch.device("cpu"), "fp32", False)
+    seen = []
+    monkeypatch.setattr(
+        "inference.backends.labels_from_logits", lambda logits, size, corners: seen.append(torch.get_num_threads())
+    )
+    network.labels(torch.zeros(1, 64, 96, 3, dtype=torch.uint8))
+    assert seen == [2]
     assert torch.get_num_threads() == 4
 
 
@@ -156,8 +159,9 @@ def test_labels_do_not_depend_on_the_number_of_threads():
 
 def test_the_network_is_watched_in_all_its_parts(four_threads):
     """A load that begins in the middle of a picture is found: strips and all later convolutions are timed."""
-    network = torch_network(FastSCNN().eval(), torch.device("cpu"), "fp32", False)
-    network.labels(torch.zeros(1, 64, 96, 3, dtype=torch.uint8))
-    threads = network.around.__self__
+    model = FastSCNN().eval()
+    threads = prepare_for_cpu(model)
+    with threads.picture((1, 64, 96, 3)):
+        model.logits(torch.zeros(1, 3, 64, 96))
     assert [len(parts) for parts in threads.usual.values()] == [39]
     assert torch.get_num_threads() == 4
