@@ -63,7 +63,7 @@ def test_usage_names_every_backend() -> None:
 def test_no_machine_in_the_repository() -> None:
     """A path or host of one machine that is wrong on every other."""
     hosts = r"arxiv\.org|github\.com|www\.cityscapes-dataset\.com|download\.openmmlab\.com|pan\.baidu\.com"
-    hosts += r"|cdn\.jsdelivr\.net|creativecommons\.org|127\.0\.0\.1"
+    hosts += r"|docs\.ultralytics\.com|cdn\.jsdelivr\.net|creativecommons\.org|127\.0\.0\.1"
     pattern = re.compile(rf"/(?:work|root|tmp)/|https?://(?!{hosts})")
     files = [path for text in TEXTS for path in ROOT.glob(text) if path.is_file()]
     assert {"README.md", "train.py", "run", "tests.yml", "usage.md", "test_docs.py"} <= {path.name for path in files}
