@@ -24,7 +24,6 @@ from inference.folding import DTYPES, fold, prepare_for_cpu
 from inference.formats import METADATA, foreign_file
 from inference.label_head import labels_from_logits
 from inference.matching import match_classes
-from inference.threads import half_of_the_threads
 from model import MEAN, STD, FastSCNN, normalise
 from utils import UserError, check_finite, cpu_has_bf16
 
@@ -51,9 +50,7 @@ class Network(NamedTuple):
         """Returns the (N, H, W) uint8 train ids of (N, H, W, 3) uint8 images."""
         if self.whole is not None:
             return self.whole(images)
-        logits = self.run(images)
-        with half_of_the_threads():
-            return labels_from_logits(logits, images.shape[1:3], self.align_corners)
+        return labels_from_logits(self.run(images), images.shape[1:3], self.align_corners)
 
     def for_classes(self, path: str | Path, classes: Classes) -> Network:
         """Returns the network with its scores in the order of these classes.
