@@ -122,9 +122,11 @@ def torch_network(
         classes: of the model.
     """
     network = Uint8Network(model, precision).to(device, memory_format=torch.channels_last)
-    # The compiler fuses layers itself, and builds in the number of threads.
-    picture = prepare_for_cpu(network.model).picture if device.type == "cpu" and not compiled else nullcontext
-    forward = torch.compile(network, dynamic=False) if compiled else network
+    on_cpu = device.type == "cpu"
+    picture = prepare_for_cpu(network.model, not compiled).picture if on_cpu else nullcontext
+    # Without the option, the number of threads would be a part of what is compiled.
+    options = {"cpp.dynamic_threads": True} if on_cpu else None
+    forward = torch.compile(network, dynamic=False, options=options) if compiled else network
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +61,10 @@ class Threads:
     """
 
     def __init__(self) -> None:
+        _watching[id(self)] = self
         self.usual: OrderedDict[tuple[int, ...], dict[Hashable, float]] = OrderedDict()
         self._lock = threading.Lock()
-        self._picture = threading.local()  # most: the caller's threads; usual; spent and expected seconds
+        self._picture = threading.local()  # most: the caller's threads; usual; began, spent, expected: seconds
 
     @contextmanager
     def picture(self, shape: Sequence[int]) -> Iterator[None]:
@@ -78,21 +80,24 @@ class Threads:
             if len(self.usual) > SIZES_KEPT:
                 self.usual.popitem(last=False)
         now.most, now.spent, now.expected = torch.get_num_threads(), 0.0, 0.0
+        now.began = time.perf_counter()
         try:
             yield
         finally:
             _set_threads()(now.most)
             now.most = 0
 
-    @contextmanager
-    def part(self, key: Hashable) -> Iterator[None]:
-        """Times a part of a picture; in pictures of one shape, parts of one key take equally long."""
-        if getattr(self._picture, "most", 0) < 2:  # outside of a picture too
-            yield
+    def tick(self, key: Hashable) -> None:
+        """Ends a part of a picture, which began with the picture or with the end of the part before.
+
+        Args:
+            key: in pictures of one shape, parts of one key take equally long.
+        """
+        now = self._picture
+        if getattr(now, "most", 0) < 2:  # outside of a picture too
             return
-        start = time.perf_counter()
-        yield
-        self.took(key, time.perf_counter() - start)
+        self.took(key, time.perf_counter() - now.began)
+        now.began = time.perf_counter()
 
     def took(self, key: Hashable, seconds: float) -> None:
         """Learns how long a part took; if the picture waits, the next has fewer threads: N - 1, then half of them."""
@@ -109,14 +114,28 @@ class Threads:
             now.spent = now.expected = 0.0
 
 
+_watching: WeakValueDictionary[int, Threads] = WeakValueDictionary()
+
+
+@torch.library.custom_op("fast_scnn::tick", mutates_args=("after",))
+def _tick(after: Tensor, threads: int, part: int) -> None:
+    """Ends a part in a compiled network. It changes nothing of `after`, but the compiler keeps it at its place so."""
+    _watching[threads].tick(part)
+
+
 class Watched(nn.Module):
-    """Layers whose duration says whether a picture's threads wait for each other."""
+    """Layers that are a part of a picture, whose duration says whether its threads wait for each other."""
 
     def __init__(self, layers: nn.Module, threads: Threads):
         super().__init__()
         self.layers = layers
         self.threads = threads
+        self.names = id(threads), id(layers)  # compiled networks take numbers only
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        with self.threads.part(id(self)):
-            return self.layers(*inputs)
+        result = self.layers(*inputs)
+        if torch.compiler.is_compiling():
+            _tick(result, *self.names)
+        else:
+            self.threads.tick(self.names)
+        return result

@@ -137,8 +137,7 @@ def test_pictures_of_ever_new_sizes_take_no_more_memory(four_threads):
 def test_outside_of_a_picture_nothing_is_watched(four_threads):
     """Layers that are called by themselves never change the caller's threads."""
     threads = Threads()
-    with threads.part("layer"):
-        pass
+    threads.tick("layer")
     assert threads.usual == {}
     assert torch.get_num_threads() == 4
 
@@ -160,11 +159,13 @@ def test_labels_do_not_depend_on_the_number_of_threads():
     assert torch.equal(found[0], found[2])
 
 
-def test_the_network_is_watched_in_all_its_parts(four_threads):
-    """A load that begins in the middle of a picture is found: strips and all later convolutions are timed."""
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_network_is_watched_in_all_its_parts(compiled, four_threads):
+    """A load that begins in the middle of a picture is found: all of it is timed, in parts."""
     model = FastSCNN().eval()
-    threads = prepare_for_cpu(model)
-    with threads.picture((1, 64, 96, 3)):
-        model.logits(torch.zeros(1, 3, 64, 96))
-    assert [len(parts) for parts in threads.usual.values()] == [39]
+    threads = prepare_for_cpu(model, strips=not compiled)
+    logits = torch.compile(model.logits, backend="eager", fullgraph=True) if compiled else model.logits
+    with threads.picture((1, 64, 96, 3)), torch.inference_mode():
+        logits(torch.zeros(1, 3, 64, 96))
+    assert [len(parts) for parts in threads.usual.values()] == [9 if compiled else 8]
     assert torch.get_num_threads() == 4
