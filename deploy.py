@@ -19,7 +19,12 @@ from images import DataError, read_image
 from inference.backends import Network, check_precision, export_metadata
 from inference.checkpoints import load_model
 from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, exported_files, safetensors_aside
-from inference.predictor import check_size, load_predictor  # noqa: F401  load_predictor: the documented import
+from inference.predictor import (
+    add_scale_flag,
+    check_scale,
+    check_size,
+    load_predictor,  # noqa: F401  the documented import
+)
 from model import FastSCNN
 from street.scene import draw_scene
 from utils import UserError, run_cli, writable_folder
@@ -121,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=2048, help="image width")
     parser.add_argument("--dynamic", action=argparse.BooleanOptionalAction, default=False, help="accept any image size")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16, fp16 or int8, where the format has it")
+    add_scale_flag(parser)
     parser.add_argument(
         "--pictures",
         metavar="FOLDER",
@@ -145,6 +151,7 @@ def parse_args() -> argparse.Namespace:
     """Reads and checks the command line."""
     args = build_parser().parse_args()
     check_size((args.height, args.width), "--height, --width")
+    check_scale(args.input_scale)
     if args.format in FORMATS:
         check_precision(args.format, args.precision)
     elif args.precision != "fp32":
@@ -165,7 +172,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Exports a checkpoint; a file that does not agree with PyTorch is not kept."""
     args = parse_args()
-    model, loaded = load_model(args.model_weight)
+    model, loaded = load_model(args.model_weight, args.input_scale)
     found, left_out = find_pictures(args.pictures) if args.pictures else ([], "")
     if args.pictures and not found:
         raise UserError(f"--pictures: no picture that OpenCV decodes in {args.pictures}; name a folder of pictures")

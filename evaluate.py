@@ -252,9 +252,8 @@ def open_outputs(
     Raises:
         UserError: one of them cannot be written.
     """
-    save_dir = args.save_dir
-    if save_dir is None and args.split == "test":
-        save_dir = os.environ.get("CITYSCAPES_RESULTS", "results")
+    default = os.environ.get("CITYSCAPES_RESULTS", "results") if args.split == "test" else None
+    save_dir = default if args.save_dir is None else args.save_dir
     if args.color_dir and save_dir is None:
         raise UserError("--color_dir was given without --save_dir; give both")
     report = None
@@ -323,7 +322,8 @@ def main() -> int:
     """Scores a checkpoint on a split, or predicts the test split, in one process or in one of several."""
     args = build_parser().parse_args()
     check_args(args)
-    place = check_choice(args.model_weight, args.device, args.backend, args.precision)[2]
+    chosen = args.model_weight, args.device, args.backend, args.precision
+    place = check_choice(*chosen, args.input_scale)[2]
     with (
         distributed.process_group(str(place), *(LABELLING if args.split == "test" else ())),
         contextlib.ExitStack() as stack,
@@ -332,7 +332,7 @@ def main() -> int:
         samples = data.find(args.split)
         if args.split != "test":  # there, a damaged picture is left out when it comes
             check_headers(samples)
-        network, metadata = load_network(args.model_weight, args.device, args.backend, args.precision, data.classes)
+        network, metadata = load_network(*chosen, data.classes, args.input_scale)
         writer, report = open_outputs(args, samples, data.classes)
         if report:
             stack.enter_context(report)

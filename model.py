@@ -33,6 +33,7 @@ from torch.nn import functional as F
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 MIN_SIZE = 32  # the deepest feature map is 1/32 of the input: below this it would have less than one cell
+INPUT_SCALES = 0.25, 8.0  # the smallest and the largest that can be asked for
 
 
 class Variant(NamedTuple):

@@ -128,8 +128,12 @@ def build_model(state: dict[str, Tensor], metadata: dict, count: int, aux: bool 
     )
 
 
-def load_model(path: str | Path) -> tuple[FastSCNN, dict]:
+def load_model(path: str | Path, input_scale: float | None = None) -> tuple[FastSCNN, dict]:
     """Loads a network for inference.
+
+    Args:
+        path: of the weights.
+        input_scale: instead of the file's.
 
     Returns:
         The network in eval mode on the CPU, and the metadata of the file; `classes` is a Classes object.
@@ -139,6 +143,7 @@ def load_model(path: str | Path) -> tuple[FastSCNN, dict]:
     """
     state, metadata = load_state(path)
     metadata["classes"] = classes_of(path, state, metadata)
+    metadata["input_scale"] = metadata["input_scale"] if input_scale is None else input_scale
     model = build_model(state, metadata, len(metadata["classes"]))
     unused = unused_heads(path, state, model.state_dict())
     state = {name: tensor for name, tensor in state.items() if name not in unused}

@@ -23,7 +23,7 @@ from inference.backends import (
 )
 from inference.checkpoints import load_model
 from inference.export import FORMATS, backend_of, open_exported, write_onnx
-from model import MIN_SIZE
+from model import INPUT_SCALES, MIN_SIZE
 from utils import UserError, choose_device, keep_freed_memory
 
 
@@ -37,6 +37,17 @@ def check_size(size: Sequence[int], name: object = "the picture") -> None:
         raise UserError(
             f"{name} is {size[0]}x{size[1]} (height x width), expected at least {MIN_SIZE}x{MIN_SIZE}: enlarge it"
         )
+
+
+def check_scale(input_scale: float | None) -> None:
+    """Refuses an --input_scale out of its range.
+
+    Raises:
+        UserError: names the range.
+    """
+    low, high = INPUT_SCALES
+    if input_scale is not None and not low <= input_scale <= high:  # NaN is in no range
+        raise UserError(f"--input_scale is {input_scale:g}, expected {low:g} to {high:g}")
 
 
 class Predictor:
@@ -75,9 +86,9 @@ class Predictor:
 
 
 def check_choice(
-    path: str | Path, device: str, backend: str | None, precision: str | None
+    path: str | Path, device: str, backend: str | None, precision: str | None, input_scale: float | None = None
 ) -> tuple[str, str | None, torch.device]:
-    """Checks that a weight file, a device, a backend and a precision go together, before anything is loaded.
+    """Checks that a weight file, a device, a backend, a precision and a scale go together, before anything is loaded.
 
     Returns:
         The backend, the precision and the device that the arguments stand for; the precision is None for an exported
@@ -93,6 +104,9 @@ def check_choice(
         raise UserError(f"{path} cannot run on backend {backend}: give the checkpoint, or leave --backend out")
     if exported and not os.path.isfile(path):
         raise UserError(f"no file at {path}; export one with deploy.py")
+    check_scale(input_scale)
+    if exported and input_scale is not None:
+        raise UserError(f"--input_scale is {input_scale:g}, but {path} was exported with its own: give it to deploy.py")
     if backend in FORMATS:
         if device not in ("auto", "cpu"):
             raise UserError(f"--device {device} was given, but {backend} runs on the CPU: use auto")
@@ -114,6 +128,7 @@ def load_network(
     backend: str | None = None,
     precision: str | None = None,
     classes: Classes | None = None,
+    input_scale: float | None = None,
 ) -> tuple[Network, dict]:
     """Opens a checkpoint or an exported file on an engine.
 
@@ -125,20 +140,21 @@ def load_network(
         backend: a key of PRECISIONS; None: torch for a checkpoint, what the ending names for an exported file.
         precision: None: that of an exported file, fp32 for a checkpoint.
         classes: those that the labels shall mean; None: those of the file.
+        input_scale: the network sees pictures enlarged by this; None: by what it was trained with.
 
     Returns:
         The network, and the metadata of the file.
 
     Raises:
-        UserError: as load_model; or the file, the backend, the precision, the device and the classes do not go
-            together.
+        UserError: as load_model; or the file, the backend, the precision, the device, the classes and the scale do not
+            go together.
     """
-    backend, precision, place = check_choice(path, device, backend, precision)
+    backend, precision, place = check_choice(path, device, backend, precision, input_scale)
     keep_freed_memory()
     if backend_of(path):
         network, metadata = open_exported(path, backend, precision)
     else:
-        model, metadata = load_model(path)
+        model, metadata = load_model(path, input_scale)
         own = metadata["classes"]
         if backend in FORMATS:
             with tempfile.TemporaryDirectory() as folder:
@@ -149,14 +165,20 @@ def load_network(
             network = graph_network(model, place, precision, own)
         else:
             network = torch_network(model, place, precision, backend == "torch-compile", own)
+    if input_scale is not None:
+        network = network._replace(name=f"{network.name}, input_scale {input_scale:g}")
     return network if classes is None else network.for_classes(path, classes), metadata
 
 
 def load_predictor(
-    path: str | Path, device: str = "auto", backend: str | None = None, precision: str | None = None
+    path: str | Path,
+    device: str = "auto",
+    backend: str | None = None,
+    precision: str | None = None,
+    input_scale: float | None = None,
 ) -> Predictor:
     """Opens a checkpoint or an exported file; see load_network."""
-    return Predictor(load_network(path, device, backend, precision)[0])
+    return Predictor(load_network(path, device, backend, precision, None, input_scale)[0])
 
 
 def add_backend_flags(parser: argparse.ArgumentParser) -> None:
@@ -164,3 +186,11 @@ def add_backend_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", help=f"{', '.join(PRECISIONS)}; by the ending of the weights if not given")
     parser.add_argument("--precision", help="fp32, bf16, fp16 or int8; that of the weights if not given")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add_scale_flag(parser)
+
+
+def add_scale_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that enlarges what the network of a checkpoint sees."""
+    parser.add_argument(
+        "--input_scale", type=float, metavar="X", help="enlarge what the network sees by this; as trained if not given"
+    )
