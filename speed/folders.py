@@ -63,12 +63,17 @@ def _seconds_per_picture(processes: int, weights: Path, folder: Path) -> float:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
     flags = ["--data_path", folder / "pictures", "--model_weight", weights, "--device", "cpu", "--save_dir", results]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}  # torchrun's own default is 1
-    run = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, *launcher, SCRIPT, *flags, "--split", "test"],
-        env={**os.environ, **threads}, capture_output=True, text=True,
-    )  # fmt: skip
+        env={**os.environ, **threads}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
+        try:
+            said = run.communicate()[1]
+        except BaseException:
+            run.terminate()  # and torchrun ends its workers, which it could not if it were killed
+            raise
     if run.returncode:
-        lines = [line for line in run.stderr.splitlines() if line.startswith("error: ")] or ["killed"]
+        lines = [line for line in said.splitlines() if line.startswith("error: ")] or ["killed"]
         raise UserError(f"folder of pictures, {processes} process(es): not run ({lines[0]})")
     written = sorted(path.stat().st_mtime_ns for path in results.glob("*.png"))
     return (written[-1] - written[processes]) / 1e9 / (len(written) - 1 - processes)

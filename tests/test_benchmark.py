@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from dataset import find_samples, read_pair
 from inference.checkpoints import load_model
 from inference.predictor import load_network
 from model import normalise
-from speed import predictions, training
+from speed import folders, predictions, training
 from speed.load import Load
 from speed.plain import WEIGHTS, PlainNetwork
 from speed.predictions import EngineProcess, add_memory, chosen_engines, image_rows, label_head_rows, open_engines, show
@@ -227,3 +228,33 @@ def test_command_line_prints_both_sides(frames, tmp_path) -> None:
     for row in rows[-2:]:
         assert all(2 < loss < 5 for side in ("", "baseline_") for loss in row[f"{side}epoch_losses"])
     assert_user_error(run_script("benchmark.py", "--repeats", 1, cwd=tmp_path), "--repeats is 1")
+
+
+STUBBORN = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("--save_dir") + 1])
+def end(*_):
+    (folder / "ended").touch()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, end)
+folder.mkdir()
+(folder / "begun").touch()
+time.sleep(60)
+"""
+
+
+def test_what_labels_a_folder_ends_with_the_benchmark(tmp_path, monkeypatch):
+    """Killed, torchrun leaves its processes to themselves, and they label on."""
+    script = tmp_path / "stubborn.py"
+    script.write_text(STUBBORN)
+
+    def interrupted(process: subprocess.Popen) -> None:
+        while not (tmp_path / "labels1" / "begun").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders, "SCRIPT", script)
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        folders._seconds_per_picture(1, tmp_path / "weights.pth", tmp_path)
+    assert (tmp_path / "labels1" / "ended").exists()
