@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import sys
 import threading
 import time
@@ -61,7 +62,8 @@ class Threads:
     """
 
     def __init__(self) -> None:
-        _watching[id(self)] = self
+        self.number = next(_numbers)
+        _watching[self.number] = self
         self.usual: OrderedDict[tuple[int, ...], dict[Hashable, float]] = OrderedDict()
         self._lock = threading.Lock()
         self._picture = threading.local()  # most: the caller's threads; usual; began, spent, expected: seconds
@@ -114,6 +116,8 @@ class Threads:
             now.spent = now.expected = 0.0
 
 
+# By numbers that are the same in each process: compiled networks hold them, and the compiler keeps those on disk.
+_numbers = itertools.count()
 _watching: WeakValueDictionary[int, Threads] = WeakValueDictionary()
 
 
@@ -126,16 +130,16 @@ def _tick(after: Tensor, threads: int, part: int) -> None:
 class Watched(nn.Module):
     """Layers that are a part of a picture, whose duration says whether its threads wait for each other."""
 
-    def __init__(self, layers: nn.Module, threads: Threads):
+    def __init__(self, layers: nn.Module, threads: Threads, part: int):
         super().__init__()
         self.layers = layers
         self.threads = threads
-        self.names = id(threads), id(layers)  # compiled networks take numbers only
+        self.part = part  # no other of these threads has this number
 
     def forward(self, *inputs: Tensor) -> Tensor:
         result = self.layers(*inputs)
         if torch.compiler.is_compiling():
-            _tick(result, *self.names)
+            _tick(result, self.threads.number, self.part)
         else:
-            self.threads.tick(self.names)
+            self.threads.tick(self.part)
         return result
