@@ -20,8 +20,8 @@ from inference.backends import Network, check_precision, export_metadata
 from inference.checkpoints import load_model
 from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, exported_files, safetensors_aside
 from inference.predictor import (
-    add_scale_flag,
-    check_scale,
+    add_side_flag,
+    check_side,
     check_size,
     load_predictor,  # noqa: F401  the documented import
 )
@@ -126,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=2048, help="image width")
     parser.add_argument("--dynamic", action=argparse.BooleanOptionalAction, default=False, help="accept any image size")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16, fp16 or int8, where the format has it")
-    add_scale_flag(parser)
+    add_side_flag(parser)
     parser.add_argument(
         "--pictures",
         metavar="FOLDER",
@@ -151,7 +151,7 @@ def parse_args() -> argparse.Namespace:
     """Reads and checks the command line."""
     args = build_parser().parse_args()
     check_size((args.height, args.width), "--height, --width")
-    check_scale(args.input_scale)
+    check_side(args.input_side)
     if args.format in FORMATS:
         check_precision(args.format, args.precision)
     elif args.precision != "fp32":
@@ -172,7 +172,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Exports a checkpoint; a file that does not agree with PyTorch is not kept."""
     args = parse_args()
-    model, loaded = load_model(args.model_weight, args.input_scale)
+    model, loaded = load_model(args.model_weight, args.input_side)
     found, left_out = find_pictures(args.pictures) if args.pictures else ([], "")
     if args.pictures and not found:
         raise UserError(f"--pictures: no picture that OpenCV decodes in {args.pictures}; name a folder of pictures")

@@ -323,7 +323,7 @@ def main() -> int:
     args = build_parser().parse_args()
     check_args(args)
     chosen = args.model_weight, args.device, args.backend, args.precision
-    place = check_choice(*chosen, args.input_scale)[2]
+    place = check_choice(*chosen, args.input_side)[2]
     with (
         distributed.process_group(str(place), *(LABELLING if args.split == "test" else ())),
         contextlib.ExitStack() as stack,
@@ -332,7 +332,7 @@ def main() -> int:
         samples = data.find(args.split)
         if args.split != "test":  # there, a damaged picture is left out when it comes
             check_headers(samples)
-        network, metadata = load_network(*chosen, data.classes, args.input_scale)
+        network, metadata = load_network(*chosen, data.classes, args.input_side)
         writer, report = open_outputs(args, samples, data.classes)
         if report:
             stack.enter_context(report)

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 MIN_SIZE = 32  # the deepest feature map is 1/32 of the input: below this it would have less than one cell
-INPUT_SCALES = 0.25, 8.0  # the smallest and the largest that can be asked for
+INPUT_SIDES = 0, 8192  # the smallest and the largest that can be asked for
 
 
 class Variant(NamedTuple):
@@ -70,6 +70,8 @@ class FastSCNN(nn.Module):
             (N, K, H/32, W/32). In eval mode the heads do not run.
         input_scale: images are enlarged by this before the first layer; the logits keep the images' own size. At
             360x480 the deepest map has 12x15 cells, too few for the context branch. The cost grows with its square.
+        input_side: in eval mode, images of any size are resized to this longer side, in pixels, in place of
+            input_scale, so that objects are as large as in training; 0: they are not.
         variant: the network of somebody else's weights.
     """
 
@@ -80,11 +82,13 @@ class FastSCNN(nn.Module):
         align_corners: bool = False,
         aux: bool = False,
         input_scale: float = 1.0,
+        input_side: int = 0,
         variant: Variant = PAPER,
     ):
         super().__init__()
         self.align_corners = align_corners
         self.input_scale = input_scale
+        self.input_side = input_side
         self.variant = variant
         self.learning_to_downsample = LearningToDownsample(in_channels, variant.first_padding, variant.dsconv_relu)
         self.global_feature_extractor = GlobalFeatureExtractor(align_corners, variant.pyramid_kernel)
@@ -100,15 +104,11 @@ class FastSCNN(nn.Module):
         return [logits, *auxiliary] if auxiliary else logits
 
     def logits(self, x: Tensor) -> list[Tensor]:
-        """Returns the logits before upsampling, (N, K, H/8, W/8) at input_scale 1, then auxiliary ones.
+        """Returns the logits before upsampling, (N, K, H/8, W/8) of what the network sees, then auxiliary ones.
 
         H/8 and W/8 are rounded up; without padding in the first convolution they are those of H - 2 and W - 2.
         """
-        if self.input_scale != 1:
-            # In integers: the rounded float of a dynamic size cannot be exported.
-            over, under = Fraction(self.input_scale).limit_denominator(1000).as_integer_ratio()
-            size = [(2 * length * over + under) // (2 * under) for length in x.shape[-2:]]
-            x = F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
+        x = self.resized(x)
         shallow = self.learning_to_downsample(x)  #           (N,  64, H/8,  W/8)
         context = self.global_feature_extractor(shallow)  #   (N, 128, H/32, W/32)
         fused = self.feature_fusion(shallow, context)  #      (N, 128, H/8,  W/8)
@@ -116,6 +116,22 @@ class FastSCNN(nn.Module):
         if self.training and self.aux_shallow is not None:
             return [logits, self.aux_shallow(shallow), self.aux_context(context)]
         return [logits]
+
+    def resized(self, x: Tensor) -> Tensor:
+        """Returns images at the size at which the first layer sees them."""
+        lengths = x.shape[-2:]
+        # All in integers: the rounded float of a dynamic size cannot be exported.
+        if self.input_side and not self.training:
+            longer = torch.sym_max(*lengths)
+            if isinstance(longer, int) and longer == self.input_side:  # a dynamic size is another one next time
+                return x
+            size = [(self.input_side * length + longer - 1) // longer for length in lengths]  # 1 or more
+        elif self.input_scale != 1:
+            over, under = Fraction(self.input_scale).limit_denominator(1000).as_integer_ratio()
+            size = [(2 * length * over + under) // (2 * under) for length in lengths]
+        else:
+            return x
+        return F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
 
 
 class LearningToDownsample(nn.Module):

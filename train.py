@@ -225,7 +225,7 @@ def make_model(args: argparse.Namespace, classes: Classes, state: dict | None) -
         model = initial_model(args.init_weights, classes, aux, args.reset_head)
     else:
         model = FastSCNN(len(classes), aux=aux)
-    model.input_scale = args.input_scale
+    model.input_scale, model.input_side = args.input_scale, args.input_side
     return model
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from dataset import train_ids_note
 from description import add_data_flags, open_data
 from images import DataError, encode_png
-from inference.predictor import Predictor, add_backend_flags, check_scale, load_predictor
+from inference.predictor import Predictor, add_backend_flags, check_side, load_predictor
 from utils import StopSignal, UserError, run_cli, writable_folder, write_file
 from viewing.drawing import draw_result
 from viewing.pipeline import run_stages
@@ -70,7 +70,7 @@ def parse_args() -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             raise UserError(f"--{name} is {value:g}, expected a number from {low} to {high}")
-    check_scale(args.input_scale)
+    check_side(args.input_side)
     if args.codec is not None and not (len(args.codec) == 4 and args.codec.isascii()):
         raise UserError(f"--codec is {args.codec}, expected four letters such as VP80")
     if args.output is not None and not args.write:
@@ -306,7 +306,7 @@ def main() -> int:
     if args.show:
         check_display()
     cv2.setNumThreads(1)  # the stages run at the same time
-    predict = load_predictor(args.model_weight, args.device, args.backend, args.precision, args.input_scale)
+    predict = load_predictor(args.model_weight, args.device, args.backend, args.precision, args.input_side)
     if predict.classes.names != data.classes.names and any(sample.label for sample in source.samples):
         print("ground truth is not drawn: the classes of the weights are not those of the data set", file=sys.stderr)
         source = source._replace(samples=[sample._replace(label=None) for sample in source.samples])

@@ -153,7 +153,7 @@ def export_metadata(
     """Returns the metadata of an exported file, in plain values.
 
     Args:
-        model: gives align_corners and input_scale.
+        model: gives align_corners, input_scale and input_side.
         source: SHA-256 of the checkpoint.
         precision: of the file.
         size: (height, width) of the images that the file takes, or None for any.
@@ -172,6 +172,7 @@ def export_metadata(
         "std": list(STD),
         "align_corners": model.align_corners,
         "input_scale": model.input_scale,
+        "input_side": model.input_side,
         "precision": precision,
         "size": list(size) if size else None,
         "source_sha256": source,

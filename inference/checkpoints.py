@@ -14,7 +14,7 @@ from inference.matching import HEADS, match_classes, reorder_heads, say
 from inference.published import PUBLISHERS, check_version, convert, describe, options, recognise
 from inference.safetensors_files import is_safetensors, read_safetensors
 from inference.wrappers import unwrap
-from model import FastSCNN, Variant
+from model import INPUT_SIDES, FastSCNN, Variant
 from utils import UserError, check_finite, load_checkpoint
 
 AUX_HEADS = ("aux_shallow.", "aux_context.")
@@ -26,14 +26,14 @@ def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     The file is PyTorch's or safetensors'. Weights that others published are converted; see published.py.
 
     Returns:
-        The state dict under our names, and the metadata of the file: align_corners and input_scale at least, and
-        variant for a network that is not the paper's.
+        The state dict under our names, and the metadata of the file: align_corners, input_scale and input_side at
+        least, and variant for a network that is not the paper's.
 
     Raises:
         UserError: the file is missing, damaged, holds code, is of another kind, or has values that are not finite.
     """
     state, found, changes = unwrap(_load_file(path))
-    metadata = {"align_corners": False, "input_scale": 1.0, **found}
+    metadata = {"align_corners": False, "input_scale": 1.0, "input_side": 0, **found}
     # In single precision before anything is computed from them: half precision would round an identity BN.
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     state, dropped = drop_profiler_buffers(state)
@@ -72,6 +72,9 @@ def _check_metadata(path: str | Path, metadata: dict) -> None:
     scale = metadata["input_scale"]
     if not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
         raise UserError(f"{path}: its metadata have an input_scale of {scale!r:.40}, expected a number above 0")
+    side, (low, high) = metadata["input_side"], INPUT_SIDES
+    if type(side) is not int or not low <= side <= high:
+        raise UserError(f"{path}: its metadata have an input_side of {side!r:.40}, expected {low} to {high}")
     if not isinstance(metadata["align_corners"], bool):
         raise UserError(
             f"{path}: its metadata have align_corners {metadata['align_corners']!r:.40}, expected True or False"
@@ -113,7 +116,7 @@ def build_model(state: dict[str, Tensor], metadata: dict, count: int, aux: bool 
 
     Args:
         state: decides about auxiliary heads where aux is None.
-        metadata: align_corners and input_scale; variant, if it is not the paper's.
+        metadata: align_corners, input_scale and input_side; variant, if it is not the paper's.
         count: of the classes.
         aux: whether the network has auxiliary heads.
     """
@@ -124,16 +127,17 @@ def build_model(state: dict[str, Tensor], metadata: dict, count: int, aux: bool 
         align_corners=metadata["align_corners"],
         aux=aux,
         input_scale=float(metadata["input_scale"]),
+        input_side=metadata["input_side"],
         variant=Variant(**metadata.get("variant", {})),
     )
 
 
-def load_model(path: str | Path, input_scale: float | None = None) -> tuple[FastSCNN, dict]:
+def load_model(path: str | Path, input_side: int | None = None) -> tuple[FastSCNN, dict]:
     """Loads a network for inference.
 
     Args:
         path: of the weights.
-        input_scale: instead of the file's.
+        input_side: instead of the file's.
 
     Returns:
         The network in eval mode on the CPU, and the metadata of the file; `classes` is a Classes object.
@@ -143,7 +147,7 @@ def load_model(path: str | Path, input_scale: float | None = None) -> tuple[Fast
     """
     state, metadata = load_state(path)
     metadata["classes"] = classes_of(path, state, metadata)
-    metadata["input_scale"] = metadata["input_scale"] if input_scale is None else input_scale
+    metadata["input_side"] = metadata["input_side"] if input_side is None else input_side
     model = build_model(state, metadata, len(metadata["classes"]))
     unused = unused_heads(path, state, model.state_dict())
     state = {name: tensor for name, tensor in state.items() if name not in unused}
@@ -169,7 +173,7 @@ def initial_model(path: str | Path, classes: Classes, aux: bool, reset_head: boo
     reset_head = reset_head and (len(found) != len(classes) or (found.named and set(found.names) != set(classes.names)))
     if not reset_head and (order := match_classes(path, found, classes)):
         state = reorder_heads(state, order)
-    model = build_model(state, {**metadata, "input_scale": 1.0}, len(classes), aux)
+    model = build_model(state, {**metadata, "input_scale": 1.0, "input_side": 0}, len(classes), aux)
     wanted = model.state_dict()
     unused = unused_heads(path, state, wanted)
     fresh = [name for name in wanted if name.startswith(AUX_HEADS) and name not in state]

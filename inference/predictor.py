@@ -23,7 +23,7 @@ from inference.backends import (
 )
 from inference.checkpoints import load_model
 from inference.export import FORMATS, backend_of, open_exported, write_onnx
-from model import INPUT_SCALES, MIN_SIZE
+from model import INPUT_SIDES, MIN_SIZE
 from utils import UserError, choose_device, keep_freed_memory
 
 
@@ -39,15 +39,15 @@ def check_size(size: Sequence[int], name: object = "the picture") -> None:
         )
 
 
-def check_scale(input_scale: float | None) -> None:
-    """Refuses an --input_scale out of its range.
+def check_side(input_side: int | None) -> None:
+    """Refuses an --input_side out of its range.
 
     Raises:
         UserError: names the range.
     """
-    low, high = INPUT_SCALES
-    if input_scale is not None and not low <= input_scale <= high:  # NaN is in no range
-        raise UserError(f"--input_scale is {input_scale:g}, expected {low:g} to {high:g}")
+    low, high = INPUT_SIDES
+    if input_side is not None and not low <= input_side <= high:
+        raise UserError(f"--input_side is {input_side}, expected {low} to {high}")
 
 
 class Predictor:
@@ -86,9 +86,9 @@ class Predictor:
 
 
 def check_choice(
-    path: str | Path, device: str, backend: str | None, precision: str | None, input_scale: float | None = None
+    path: str | Path, device: str, backend: str | None, precision: str | None, input_side: int | None = None
 ) -> tuple[str, str | None, torch.device]:
-    """Checks that a weight file, a device, a backend, a precision and a scale go together, before anything is loaded.
+    """Checks that a weight file, a device, a backend, a precision and a side go together, before anything is loaded.
 
     Returns:
         The backend, the precision and the device that the arguments stand for; the precision is None for an exported
@@ -104,9 +104,9 @@ def check_choice(
         raise UserError(f"{path} cannot run on backend {backend}: give the checkpoint, or leave --backend out")
     if exported and not os.path.isfile(path):
         raise UserError(f"no file at {path}; export one with deploy.py")
-    check_scale(input_scale)
-    if exported and input_scale is not None:
-        raise UserError(f"--input_scale is {input_scale:g}, but {path} was exported with its own: give it to deploy.py")
+    check_side(input_side)
+    if exported and input_side is not None:
+        raise UserError(f"--input_side is {input_side}, but {path} was exported with its own: give it to deploy.py")
     if backend in FORMATS:
         if device not in ("auto", "cpu"):
             raise UserError(f"--device {device} was given, but {backend} runs on the CPU: use auto")
@@ -128,7 +128,7 @@ def load_network(
     backend: str | None = None,
     precision: str | None = None,
     classes: Classes | None = None,
-    input_scale: float | None = None,
+    input_side: int | None = None,
 ) -> tuple[Network, dict]:
     """Opens a checkpoint or an exported file on an engine.
 
@@ -140,21 +140,21 @@ def load_network(
         backend: a key of PRECISIONS; None: torch for a checkpoint, what the ending names for an exported file.
         precision: None: that of an exported file, fp32 for a checkpoint.
         classes: those that the labels shall mean; None: those of the file.
-        input_scale: the network sees pictures enlarged by this; None: by what it was trained with.
+        input_side: longer side, in pixels, at which the network sees a picture; 0: its own; None: that of the file.
 
     Returns:
         The network, and the metadata of the file.
 
     Raises:
-        UserError: as load_model; or the file, the backend, the precision, the device, the classes and the scale do not
+        UserError: as load_model; or the file, the backend, the precision, the device, the classes and the side do not
             go together.
     """
-    backend, precision, place = check_choice(path, device, backend, precision, input_scale)
+    backend, precision, place = check_choice(path, device, backend, precision, input_side)
     keep_freed_memory()
     if backend_of(path):
         network, metadata = open_exported(path, backend, precision)
     else:
-        model, metadata = load_model(path, input_scale)
+        model, metadata = load_model(path, input_side)
         own = metadata["classes"]
         if backend in FORMATS:
             with tempfile.TemporaryDirectory() as folder:
@@ -165,8 +165,8 @@ def load_network(
             network = graph_network(model, place, precision, own)
         else:
             network = torch_network(model, place, precision, backend == "torch-compile", own)
-    if input_scale is not None:
-        network = network._replace(name=f"{network.name}, input_scale {input_scale:g}")
+    if input_side is not None:
+        network = network._replace(name=f"{network.name}, input_side {input_side}")
     return network if classes is None else network.for_classes(path, classes), metadata
 
 
@@ -175,10 +175,10 @@ def load_predictor(
     device: str = "auto",
     backend: str | None = None,
     precision: str | None = None,
-    input_scale: float | None = None,
+    input_side: int | None = None,
 ) -> Predictor:
     """Opens a checkpoint or an exported file; see load_network."""
-    return Predictor(load_network(path, device, backend, precision, None, input_scale)[0])
+    return Predictor(load_network(path, device, backend, precision, None, input_side)[0])
 
 
 def add_backend_flags(parser: argparse.ArgumentParser) -> None:
@@ -186,11 +186,14 @@ def add_backend_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", help=f"{', '.join(PRECISIONS)}; by the ending of the weights if not given")
     parser.add_argument("--precision", help="fp32, bf16, fp16 or int8; that of the weights if not given")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add_scale_flag(parser)
+    add_side_flag(parser)
 
 
-def add_scale_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds the flag that enlarges what the network of a checkpoint sees."""
+def add_side_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that says how large the network of a checkpoint sees pictures."""
     parser.add_argument(
-        "--input_scale", type=float, metavar="X", help="enlarge what the network sees by this; as trained if not given"
+        "--input_side",
+        type=int,
+        metavar="N",
+        help="longer side at which the network sees pictures; 0: their own; that of the weights if not given",
     )

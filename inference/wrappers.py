@@ -63,7 +63,7 @@ def unwrap(checkpoint: dict) -> tuple[dict[str, Tensor], dict, list[str]]:
     if left:
         changes.append(f"left out {len(left)} other entries (first: {left[0]})")
     metadata = place.outer.get("metadata")
-    ours = isinstance(metadata, dict) and not metadata.keys().isdisjoint(("align_corners", "input_scale"))
+    ours = isinstance(metadata, dict) and not metadata.keys().isdisjoint(("align_corners", "input_scale", "input_side"))
     return state, metadata if ours else {}, changes
 
 

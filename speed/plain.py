@@ -38,7 +38,7 @@ class PlainNetwork:
 
 
 def measured_network(path: str | None) -> FastSCNN:
-    """Returns the network of a checkpoint, or of WEIGHTS, at input_scale 1; random weights where neither is there.
+    """Returns the network of a checkpoint, or of WEIGHTS, without resizing; random weights where neither is there.
 
     Raises:
         UserError: as load_model.
@@ -48,7 +48,7 @@ def measured_network(path: str | None) -> FastSCNN:
         torch.manual_seed(0)
         return FastSCNN().eval()
     model, _ = load_model(path or WEIGHTS)
-    if model.input_scale != 1:
-        print(f"{path or WEIGHTS} enlarges its input by {model.input_scale:g}: measured without")
-        model.input_scale = 1.0
+    if model.input_scale != 1 or model.input_side:
+        print(f"{path or WEIGHTS} resizes its input: measured without")
+        model.input_scale, model.input_side = 1.0, 0
     return model

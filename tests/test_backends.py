@@ -170,14 +170,18 @@ def test_results_are_not_overwritten_by_the_next_picture(exported, pictures) -> 
     assert torch.equal(logits, kept)
 
 
-def test_exported_enlargement(tmp_path, pictures) -> None:
-    """input_scale of a dynamic file: its size depends on the picture's."""
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [("onnx", {"input_scale": 1.5}), ("onnx", {"input_side": 512}), ("openvino", {"input_side": 128})],
+)
+def test_exported_enlargement(backend, options, tmp_path, pictures) -> None:
+    """The size of a dynamic file depends on the picture's; the example that is traced is itself 512 wide."""
     torch.manual_seed(0)
-    model = random_statistics(FastSCNN(input_scale=1.5))
+    model = random_statistics(FastSCNN(**options))
     write_onnx(model, export_metadata(model, "", "fp32", None), tmp_path / "n.onnx")
-    network, metadata = load_network(tmp_path / "n.onnx")
-    assert metadata["input_scale"] == 1.5
-    for picture in pictures:
+    network, metadata = load_network(tmp_path / "n.onnx", backend=backend)
+    assert options.items() <= metadata.items()
+    for picture in [*pictures, pictures[0].transpose(1, 0, 2).copy()]:
         batch = torch.from_numpy(picture)[None]
         with torch.no_grad():
             expected = model.logits(normalise(batch))[0]

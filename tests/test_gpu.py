@@ -80,7 +80,7 @@ def test_ratio_and_rate_of_a_row() -> None:
 
 
 def test_the_measured_network(tmp_path, weights, capsys) -> None:
-    """A traceback for other weights, auxiliary heads that are refused, or an input_scale that slows all rows down."""
+    """A traceback for other weights, auxiliary heads that are refused, or an enlargement that slows all rows down."""
     torch.save({"backbone.weight": torch.zeros(2)}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"w\.pth belongs to another network"):
         measured_network(tmp_path / "w.pth")
@@ -88,11 +88,15 @@ def test_the_measured_network(tmp_path, weights, capsys) -> None:
         measured_network(tmp_path / "none.pth")
     state = load_model(weights)[0].state_dict()
     with_heads = {**FastSCNN(aux=True).state_dict(), **state}
-    save_checkpoint(tmp_path / "aux.pth", {"model": with_heads, "metadata": {"input_scale": 2.0}})
+    save_checkpoint(tmp_path / "aux.pth", {"model": with_heads, "metadata": {"input_scale": 2.0, "input_side": 512}})
     capsys.readouterr()
     model = measured_network(tmp_path / "aux.pth")
     assert torch.equal(model.classifier.conv.bias, state["classifier.conv.bias"])
-    assert model.input_scale == 1 and "enlarges its input by 2: measured without" in capsys.readouterr().out
+    assert (
+        model.input_scale == 1
+        and not model.input_side
+        and "resizes its input: measured without" in capsys.readouterr().out
+    )
     assert WEIGHTS.is_file() and not measured_network(None).training
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,19 @@ def test_input_scale_enlarges_what_the_network_sees(scale: float) -> None:
     with torch.no_grad():
         assert scaled(x).shape == (1, 5, 70, 90)
         torch.testing.assert_close(scaled.logits(x)[0], plain.logits(larger)[0])
+
+
+@pytest.mark.parametrize(("size", "seen"), [((70, 90), (100, 128)), ((300, 64), (128, 28)), ((40, 128), (40, 128))])
+def test_input_side_decides_what_the_network_sees(size: tuple[int, int], seen: tuple[int, int]) -> None:
+    """The shorter side taken for the longer; another shape of the picture; training crops that are resized too."""
+    plain = FastSCNN(5).eval()
+    sided = FastSCNN(5, input_scale=2, input_side=128).eval()
+    sided.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        assert sided(x).shape == (2, 5, *size)
+        torch.testing.assert_close(sided.logits(x)[0], plain.logits(F.interpolate(x, seen, mode="bilinear"))[0])
+        assert sided.train().logits(x)[0].shape[-2:] == tuple(math.ceil(length / 4) for length in size)
 
 
 def test_one_feature_in_ten_is_dropped_in_training() -> None:

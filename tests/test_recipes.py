@@ -37,7 +37,7 @@ def test_the_original_is_the_default() -> None:
     [
         "--lr 0", "--lr nan", "--lr 100", "--weight_decay -1", "--epochs 0", "--scales 2-0.5", "--scales x",
         "--scales 0.01,1", "--aux_weight -0.4", "--label_smoothing 1", "--ema 1", "--color_strength 2",
-        "--class_uniform 1.5", "--max_class_share 0", "--input_scale 0", "--min_lr 1", "--power -1",
+        "--class_uniform 1.5", "--max_class_share 0", "--input_scale 0", "--input_side -1", "--min_lr 1", "--power -1",
         "--warmup_steps -1", "--input_scale 0.5 --crop_h 40", "--resume none.pth", "--init_weights none.pth",
     ],
 )  # fmt: skip

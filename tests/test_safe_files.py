@@ -84,7 +84,7 @@ def test_safetensors_are_read_from_anybody(tmp_path, capsys) -> None:
     model, _ = load_model(tmp_path / "theirs.bin")
     assert model.variant == TRAMAC.variant and "weights of Tramac" in capsys.readouterr().err
     save_file({f"module.{name}": t for name, t in FastSCNN().state_dict().items()}, tmp_path / "bare.safetensors")
-    assert load_state(tmp_path / "bare.safetensors")[1] == {"align_corners": False, "input_scale": 1.0}
+    assert load_state(tmp_path / "bare.safetensors")[1] == {"align_corners": False, "input_scale": 1.0, "input_side": 0}
     assert "names taken without 'module.'" in capsys.readouterr().err
 
 
@@ -101,6 +101,8 @@ def test_bad_safetensors_are_one_line(weights, tmp_path) -> None:
         ("text", save(state, {METADATA: "{"}), "is a damaged safetensors file"),
         ("list", save(state, {METADATA: "[1]"}), "are a list, expected a JSON object"),
         ("scale", save(state, {METADATA: '{"input_scale": "big"}'}), "input_scale of 'big', expected a number above 0"),
+        ("side", save(state, {METADATA: '{"input_side": -1}'}), "input_side of -1, expected 0 to 8192"),
+        ("half", save(state, {METADATA: '{"input_side": 640.5}'}), "input_side of 640.5, expected 0 to 8192"),
         ("corners", save(state, {METADATA: '{"align_corners": 1}'}), "align_corners 1, expected True or False"),
         (
             "variant",
@@ -135,9 +137,9 @@ def test_the_package_of_safetensors_is_named(weights, tmp_path, monkeypatch) -> 
 
 
 def test_written_safetensors_say_all_that_the_checkpoint_said(weights, tmp_path) -> None:
-    """An epoch, classes or an input_scale that is lost on the way, or weights that are not the same."""
+    """An epoch, classes, an input_scale or an input_side that is lost on the way, or weights that are not the same."""
     checkpoint = torch.load(weights)
-    checkpoint["metadata"] |= {"input_scale": 1.5, "train_split": "train+val"}
+    checkpoint["metadata"] |= {"input_scale": 1.5, "input_side": 96, "train_split": "train+val"}
     torch.save(checkpoint, tmp_path / "w.pth")
     result = run_script("deploy.py", "--model_weight", "w.pth", "--format", "safetensors", cwd=tmp_path)
     assert result.returncode == 0 and "333x417: 100.000 %" in result.stdout, result.stderr

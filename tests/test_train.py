@@ -88,8 +88,9 @@ def test_a_run_leaves_everything_and_the_official_script_agrees(frames, tmp_path
 
 
 def test_everything_that_a_checkpoint_carries_is_honoured(frames, weights, tmp_path) -> None:
-    """An input scale, an average or a fine-tuned start that training uses and evaluation does not."""
-    flags = ["--init_weights", weights, "--input_scale", 1.5, "--train_split", "train+val", "--aux_weight", 0.4]
+    """An input scale or side, an average or a fine-tuned start that training uses and evaluation does not."""
+    flags = ["--init_weights", weights, "--input_scale", 1.5, "--input_side", 96]
+    flags += ["--train_split", "train+val", "--aux_weight", 0.4]
     result = train(frames, tmp_path, *flags, "--ema", 0.9, "--optimizer", "sgd", "--power", 0.9, "--epochs", 2)
     assert result.returncode == 0, result.stderr
     assert "seen in training" in result.stdout and "5 training and 2 validation" in result.stdout
@@ -97,6 +98,7 @@ def test_everything_that_a_checkpoint_carries_is_honoured(frames, weights, tmp_p
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("curves.png", "confusion.png"))
     model, metadata = load_model(tmp_path / "32_64_model.pth")
     assert model.input_scale == metadata["input_scale"] == 1.5 and metadata["train_split"] == "train+val"
+    assert model.input_side == metadata["input_side"] == 96
     rows = read_csv(tmp_path / "32_64_statistics.csv")
     assert float(rows[0]["lr"]) > float(rows[1]["lr"])
     again = run_script(

@@ -80,7 +80,7 @@ def test_wrapped_weights_are_the_bare_ones(wrapped: str, weights, tmp_path, caps
     model, metadata = load_model(tmp_path / "w.pth")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{tmp_path / 'w.pth'}: ") and said in line, line
-    assert metadata == {"align_corners": False, "input_scale": 1.0, "classes": CITYSCAPES}
+    assert metadata == {"align_corners": False, "input_scale": 1.0, "input_side": 0, "classes": CITYSCAPES}
     for state in (
         model.state_dict(),
         initial_model(tmp_path / "w.pth", CITYSCAPES, aux=False, reset_head=False).state_dict(),

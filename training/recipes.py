@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from classes import CITYSCAPES, IGNORE_INDEX, Classes, LabelFormat
 from dataset import Sample, Scales, default_data_path
-from model import INPUT_SCALES, MIN_SIZE
+from model import INPUT_SIDES, MIN_SIZE
 from training import distributed
 from training.losses import LOSSES
 from utils import UserError, check_finite, load_checkpoint
@@ -88,7 +88,13 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "init_weights": Flag(None, "start from these weights", metavar="FILE"),
         "reset_head": Flag(False, "with --init_weights: begin with random scores if its classes are others"),
         "input_scale": Flag(
-            1.0, "the network sees images enlarged by this; saved with the weights", *INPUT_SCALES, decides=True
+            1.0, "the network sees images enlarged by this; saved with the weights", 0.25, 8, decides=True
+        ),
+        "input_side": Flag(
+            0,
+            "pictures, not crops, are resized to this longer side instead; saved with the weights; 0: they are not",
+            *INPUT_SIDES,
+            decides=True,
         ),
         "resume": Flag(None, "resume from a {crop_h}_{crop_w}_last.pth", metavar="FILE"),
         "seed": Flag(0, "seed of weights, order, crops and dropout", low=0, decides=True),

@@ -128,6 +128,7 @@ class RunFiles:
             "network": "Fast-SCNN",
             "align_corners": model.align_corners,
             "input_scale": model.input_scale,
+            "input_side": model.input_side,
             "variant": model.variant._asdict(),
             "classes": self.classes.as_dict(),
             "train_split": self.train_split,

@@ -1,0 +1,79 @@
+"""How large the network sees pictures: input_side of a weight file, and --input_side of the scripts that predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import deploy
+import evaluate
+import viewer
+from inference.checkpoints import load_model
+from inference.predictor import load_predictor
+from model import normalise
+from utils import UserError, save_checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A checkpoint for pictures of any size, which the network sees 144 wide."""
+    checkpoint = torch.load(ROOT / "weights" / "street.pth")
+    checkpoint["metadata"]["input_side"] = 144
+    save_checkpoint(tmp_path / "weights.pth", checkpoint)
+    return tmp_path / "weights.pth"
+
+
+@pytest.fixture
+def image():
+    """A street of 96x168."""
+    return cv2.resize(cv2.imread(str(ROOT / "docs" / "street_input.jpg")), (168, 96), interpolation=cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx", "openvino"])
+def test_the_side_of_the_weights_and_another_one(backend, weights, image):
+    """A side that is ignored, or that an engine forgets, or that a call cannot change."""
+    pytest.importorskip({"onnx": "onnxruntime"}.get(backend, backend))
+    images = normalise(torch.from_numpy(image)[None])
+    own = load_predictor(weights, "cpu", backend)
+    larger = load_predictor(weights, "cpu", backend, input_side=252)
+    assert own.network.name.endswith("fp32") and larger.network.name.endswith("fp32, input_side 252")
+    for predict, side in ((own, None), (larger, 252)):
+        with torch.no_grad():
+            expected = load_model(weights, side)[0](images).argmax(1)[0].numpy()
+        assert (predict(image) == expected).mean() > 0.999
+    assert (own(image) != larger(image)).any()
+
+
+@pytest.mark.parametrize("size", [(), ("--dynamic",)], ids=str)
+def test_an_export_keeps_its_side(size, weights, image, tmp_path, monkeypatch):
+    """deploy.py writes it into the file, where nothing changes it any more."""
+    pytest.importorskip("onnx")
+    file = tmp_path / "small.onnx"
+    flags = ["--model_weight", weights, "--output", file, "--height", 96, "--width", 168, "--input_side", 84, *size]
+    monkeypatch.setattr("sys.argv", ["deploy.py", *map(str, flags)])
+    assert deploy.main() == 0
+    assert (load_predictor(file)(image) == load_predictor(weights, "cpu", input_side=84)(image)).all()
+    with pytest.raises(UserError, match=r"--input_side is 0, but .*small\.onnx was exported with its own"):
+        load_predictor(file, input_side=0)
+
+
+@pytest.mark.parametrize("script", [deploy, evaluate, viewer])
+@pytest.mark.parametrize("side", ["-1", "8193"])
+def test_sides_out_of_range_are_refused(script, side, weights, monkeypatch):
+    """Before data or weights are read."""
+    monkeypatch.setattr("sys.argv", ["script", "--model_weight", str(weights), "--input_side", side])
+    with pytest.raises(UserError, match=f"^--input_side is {side}, expected 0 to 8192$"):
+        script.main()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 3000), (3000, 32)])
+def test_any_picture_at_a_small_side(size, weights):
+    """A picture so thin that nothing of it is left, and one that is enlarged without bounds."""
+    labels = load_predictor(weights, "cpu", input_side=64)(np.zeros((*size, 3), np.uint8))
+    assert labels.shape == size
