@@ -39,6 +39,7 @@ from web.site import PAGE, RUNTIME_FILES, RUNTIME_PACKAGE, RUNTIME_VERSION, SITE
 
 WEIGHTS = ROOT / "weights" / "street.pth"
 WASM = "?engine=wasm&threads=1"
+SMALL = 160  # longer side for an emulated graphics processor
 # Everything that the page can meet, in one browser: a graphics processor, though emulated, and a camera.
 FLAGS = (
     "--enable-unsafe-webgpu",
@@ -163,9 +164,9 @@ def labels_shown(page) -> np.ndarray:
     return np.where(pixels[..., 3] == 255, same.argmax(-1), -1)
 
 
-def shown_alike(page, path: Path) -> float:
+def shown_alike(page, path: Path, input_side: int | None = None) -> float:
     """The share of a picture's pixels to which the page gives the label that load_predictor gives."""
-    expected = load_predictor(WEIGHTS)(cv2.imread(str(path))[..., ::-1])
+    expected = load_predictor(WEIGHTS, input_side=input_side)(cv2.imread(str(path))[..., ::-1])
     found = labels_shown(page)
     assert found.shape == expected.shape and len(np.unique(expected)) > 4
     return float((found == expected).mean())
@@ -366,12 +367,16 @@ def test_labels_are_those_of_python(ending: str, page, address: str, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_webgpu_gives_the_same_labels(page: Page, address: str, picture: Path) -> None:
-    """A graph that the other engine does not run, or runs otherwise."""
-    go(page, f"{address}?engine=webgpu")
-    assert page.text("status") == "The network is ready, on WebGPU.", page.text("notes")
-    give(page, picture)
-    assert shown_alike(page, picture) >= 0.999
+def test_webgpu_gives_the_same_labels(page: Page, runtime: Path, picture: Path, tmp_path: Path) -> None:
+    """A graph that the other engine does not run, or runs otherwise. The emulated processor is slow: a small side."""
+    flags = ("--model_weight", WEIGHTS, "--format", "web", "--output", "site", "--runtime", runtime)
+    result = run_script("deploy.py", *flags, "--input_side", SMALL, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    with serve(tmp_path / "site") as address:
+        go(page, f"{address}?engine=webgpu")
+        assert page.text("status") == "The network is ready, on WebGPU.", page.text("notes")
+        give(page, picture)
+        assert shown_alike(page, picture, SMALL) >= 0.999
 
 
 @pytest.mark.browser
@@ -460,7 +465,7 @@ def test_opacity_legend_and_pointer(page: Page, address: str, picture: Path) -> 
     opacity = page.run("return getComputedStyle(document.getElementById('labels')).opacity")
     assert opacity == "0.25" and page.text("opacity-value") == "25 %"
     page.point("#frame")
-    assert page.text("readout") == CITYSCAPES.names[labels[32, 64]]
+    assert page.text("readout") in {CITYSCAPES.names[label] for label in labels[31:33, 63:65].flat}  # around the middle
     most = int(np.bincount(labels.ravel()).argmax())
     button = page.driver.find_elements("css selector", "#legend button")[most]
     button.click()

@@ -68,7 +68,7 @@ async function start(provider, content, threads) {
   session = await runtime.InferenceSession.create(content, options).catch((error) => {
     throw new Error(`The runtime from ${base} does not start; is every file there? (${error.message})`);
   });
-  await segment({ pixels: new Uint8ClampedArray(4 * 64 * 64), width: 64, height: 64 });
+  await segment({ pixels: new Uint8ClampedArray(4 * 64 * 36), width: 64, height: 36 });
 }
 
 /** Returns the labels of RGBA pixels, and the milliseconds that network and label head took. */
