@@ -119,19 +119,25 @@ class FastSCNN(nn.Module):
 
     def resized(self, x: Tensor) -> Tensor:
         """Returns images at the size at which the first layer sees them."""
-        lengths = x.shape[-2:]
+        height, width = x.shape[-2:]
         # All in integers: the rounded float of a dynamic size cannot be exported.
         if self.input_side and not self.training:
-            longer = torch.sym_max(*lengths)
+            longer = _larger(height, width)
             if isinstance(longer, int) and longer == self.input_side:  # a dynamic size is another one next time
                 return x
-            size = [(self.input_side * length + longer - 1) // longer for length in lengths]  # 1 or more
+            over, under = self.input_side, longer
         elif self.input_scale != 1:
             over, under = Fraction(self.input_scale).limit_denominator(1000).as_integer_ratio()
-            size = [(2 * length * over + under) // (2 * under) for length in lengths]
         else:
             return x
+        # Rounded to the nearest pixel; of a thin picture, enough is left for every network.
+        size = [_larger(MIN_SIZE, (2 * length * over + under) // (2 * under)) for length in (height, width)]
         return F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
+
+
+def _larger(a: int, b: int) -> int:
+    """Returns the larger of two numbers, which may be those of a traced size: max() would decide while it is traced."""
+    return (a + b + abs(a - b)) // 2
 
 
 class LearningToDownsample(nn.Module):

@@ -225,7 +225,7 @@ def make_model(args: argparse.Namespace, classes: Classes, state: dict | None) -
         model = initial_model(args.init_weights, classes, aux, args.reset_head)
     else:
         model = FastSCNN(len(classes), aux=aux)
-    model.input_scale, model.input_side = args.input_scale, args.input_side
+    model.input_scale, model.input_side = args.input_scale, 0
     return model
 
 
@@ -261,6 +261,7 @@ def make_trainer(args: argparse.Namespace, device: torch.device) -> Trainer:
     torch.manual_seed(args.seed)
     model = make_model(args, data.classes, state)
     macs = count_parameters_and_macs(model, args.crop_h, args.crop_w)[1]
+    model.input_side = args.input_side  # of pictures: crops are counted as they are
     half = half_precision(device) if args.amp else None
     learner = Learner(args, model, device, args.epochs * len(sampler), half, unions.members)
     print_start(args, learner, sampler, len(val_samples), macs)

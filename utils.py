@@ -341,6 +341,5 @@ def count_parameters_and_macs(model: nn.Module, height: int, width: int) -> tupl
     from thop import profile
 
     copied = copy.deepcopy(model).cpu().eval()
-    copied.input_side = 0  # of this size, as in training
     macs, _ = profile(copied, (torch.zeros(1, 3, height, width),), verbose=False)
     return sum(parameter.numel() for parameter in model.parameters()), int(macs)

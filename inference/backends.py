@@ -1,7 +1,7 @@
 """Inference engines: PyTorch, CUDA graphs, ONNX Runtime and OpenVINO, each opened as a `Network`.
 
-A `Network` takes (N, H, W, 3) uint8 RGB images and returns (N, K, h, w) float32 logits at 1/8, or labels. ONNX Runtime
-and OpenVINO are imported where they are used, so that PyTorch works without them.
+A `Network` takes (N, H, W, 3) uint8 RGB images and returns labels, or (N, K, h, w) float32 logits at 1/8 of what it
+sees. ONNX Runtime and OpenVINO are imported where they are used, so that PyTorch works without them.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def export_metadata(
     return {
         "network": "Fast-SCNN",
         "input": "uint8 RGB, (N, height, width, 3)",
-        "output": "float32 logits at 1/8; enlarge them bilinearly to the picture, take the highest",
+        "output": "float32 logits of a coarser grid; resize them bilinearly to the picture, take the highest",
         "classes": described["names"],
         "palette": described["colors"],
         "categories": described["categories"],

@@ -116,7 +116,7 @@ def build_model(state: dict[str, Tensor], metadata: dict, count: int, aux: bool 
 
     Args:
         state: decides about auxiliary heads where aux is None.
-        metadata: align_corners, input_scale and input_side; variant, if it is not the paper's.
+        metadata: align_corners; input_scale, input_side and variant, if they are not the paper's.
         count: of the classes.
         aux: whether the network has auxiliary heads.
     """
@@ -126,8 +126,8 @@ def build_model(state: dict[str, Tensor], metadata: dict, count: int, aux: bool 
         count,
         align_corners=metadata["align_corners"],
         aux=aux,
-        input_scale=float(metadata["input_scale"]),
-        input_side=metadata["input_side"],
+        input_scale=float(metadata.get("input_scale", 1)),
+        input_side=metadata.get("input_side", 0),
         variant=Variant(**metadata.get("variant", {})),
     )
 
@@ -137,7 +137,7 @@ def load_model(path: str | Path, input_side: int | None = None) -> tuple[FastSCN
 
     Args:
         path: of the weights.
-        input_side: instead of the file's.
+        input_side: instead of what the file has; 0: the network sees pictures at their own size.
 
     Returns:
         The network in eval mode on the CPU, and the metadata of the file; `classes` is a Classes object.
@@ -147,7 +147,8 @@ def load_model(path: str | Path, input_side: int | None = None) -> tuple[FastSCN
     """
     state, metadata = load_state(path)
     metadata["classes"] = classes_of(path, state, metadata)
-    metadata["input_side"] = metadata["input_side"] if input_side is None else input_side
+    if input_side is not None:
+        metadata |= {"input_scale": 1.0, "input_side": input_side}
     model = build_model(state, metadata, len(metadata["classes"]))
     unused = unused_heads(path, state, model.state_dict())
     state = {name: tensor for name, tensor in state.items() if name not in unused}
@@ -173,7 +174,7 @@ def initial_model(path: str | Path, classes: Classes, aux: bool, reset_head: boo
     reset_head = reset_head and (len(found) != len(classes) or (found.named and set(found.names) != set(classes.names)))
     if not reset_head and (order := match_classes(path, found, classes)):
         state = reorder_heads(state, order)
-    model = build_model(state, {**metadata, "input_scale": 1.0, "input_side": 0}, len(classes), aux)
+    model = build_model(state, metadata, len(classes), aux)
     wanted = model.state_dict()
     unused = unused_heads(path, state, wanted)
     fresh = [name for name in wanted if name.startswith(AUX_HEADS) and name not in state]

@@ -46,8 +46,8 @@ def check_side(input_side: int | None) -> None:
         UserError: names the range.
     """
     low, high = INPUT_SIDES
-    if input_side is not None and not low <= input_side <= high:
-        raise UserError(f"--input_side is {input_side}, expected {low} to {high}")
+    if input_side is not None and not (type(input_side) is int and low <= input_side <= high):
+        raise UserError(f"--input_side is {input_side!r}, expected {low} to {high}")
 
 
 class Predictor:
@@ -140,7 +140,7 @@ def load_network(
         backend: a key of PRECISIONS; None: torch for a checkpoint, what the ending names for an exported file.
         precision: None: that of an exported file, fp32 for a checkpoint.
         classes: those that the labels shall mean; None: those of the file.
-        input_side: longer side, in pixels, at which the network sees a picture; 0: its own; None: that of the file.
+        input_side: longer side, in pixels, at which the network sees a picture; 0: its own; None: as the file says.
 
     Returns:
         The network, and the metadata of the file.
@@ -165,8 +165,8 @@ def load_network(
             network = graph_network(model, place, precision, own)
         else:
             network = torch_network(model, place, precision, backend == "torch-compile", own)
-    if input_side is not None:
-        network = network._replace(name=f"{network.name}, input_side {input_side}")
+    if side := metadata.get("input_side"):  # files of earlier versions have none
+        network = network._replace(name=f"{network.name}, input_side {side}")
     return network if classes is None else network.for_classes(path, classes), metadata
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 import torch
 
 import deploy
 import evaluate
 import viewer
+from classes import Classes
+from inference.backends import torch_network
 from inference.checkpoints import load_model
 from inference.predictor import load_predictor
-from model import normalise
+from inference.published import TRAMAC
+from model import PAPER, FastSCNN, normalise
 from utils import UserError, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +44,7 @@ def test_the_side_of_the_weights_and_another_one(backend, weights, image):
     images = normalise(torch.from_numpy(image)[None])
     own = load_predictor(weights, "cpu", backend)
     larger = load_predictor(weights, "cpu", backend, input_side=252)
-    assert own.network.name.endswith("fp32") and larger.network.name.endswith("fp32, input_side 252")
+    assert own.network.name.endswith("fp32, input_side 144") and larger.network.name.endswith("fp32, input_side 252")
     for predict, side in ((own, None), (larger, 252)):
         with torch.no_grad():
             expected = load_model(weights, side)[0](images).argmax(1)[0].numpy()
@@ -72,8 +74,29 @@ def test_sides_out_of_range_are_refused(script, side, weights, monkeypatch):
         script.main()
 
 
-@pytest.mark.parametrize("size", [(32, 32), (32, 3000), (3000, 32)])
-def test_any_picture_at_a_small_side(size, weights):
-    """A picture so thin that nothing of it is left, and one that is enlarged without bounds."""
-    labels = load_predictor(weights, "cpu", input_side=64)(np.zeros((*size, 3), np.uint8))
-    assert labels.shape == size
+@pytest.mark.parametrize("side", [64.0, True, "64"])
+def test_sides_that_are_no_whole_numbers_are_refused(side, weights):
+    """An error of some inner layer at the first picture."""
+    with pytest.raises(UserError, match=r"^--input_side is .*, expected 0 to 8192$"):
+        load_predictor(weights, "cpu", input_side=side)
+
+
+def test_nought_is_the_size_of_the_picture(weights, image):
+    """Weights that enlarge their input, and no way to switch that off."""
+    checkpoint = torch.load(weights)
+    checkpoint["metadata"] |= {"input_scale": 2.0, "input_side": 0}
+    save_checkpoint(weights, checkpoint)
+    batch = torch.from_numpy(image)[None]
+    assert load_predictor(weights, "cpu").network.run(batch).shape[-2:] == (24, 42)
+    assert load_predictor(weights, "cpu", input_side=0).network.run(batch).shape[-2:] == (12, 21)
+
+
+@pytest.mark.parametrize("variant", [PAPER, TRAMAC.variant])
+@pytest.mark.parametrize(("size", "seen"), [((32, 32), (64, 64)), ((32, 3000), (32, 64)), ((3000, 32), (64, 32))])
+def test_any_picture_at_a_small_side(size, seen, variant):
+    """A picture so thin that nothing of it is left, or too little for a network without padding."""
+    model = FastSCNN(3, input_side=64, variant=variant).eval()
+    network = torch_network(model, torch.device("cpu"), "fp32", compiled=False, classes=Classes.unnamed(3))
+    images = torch.zeros(1, *size, 3, dtype=torch.uint8)
+    assert network.run(images).shape[-2:] == tuple((length - variant.lost + 7) // 8 for length in seen)
+    assert network.labels(images).shape == (1, *size)

@@ -112,7 +112,7 @@ def test_flags_that_differ_are_named_and_those_that_matter_refused(frames, tmp_p
     assert "another output_dir" not in same.stdout and "another seed" not in same.stdout
     # A state that was saved before a flag existed: the run had nothing of it.
     state = load_checkpoint(last)
-    del state["args"]["class_mix"]
+    del state["args"]["class_mix"], state["args"]["input_side"], state["metadata"]["input_side"]
     save_checkpoint(last, state)
     older = train(frames, tmp_path, "--epochs", 3, "--resume", last)
     assert older.returncode == 0 and "class_mix" not in older.stdout, older.stderr

@@ -30,7 +30,7 @@ from model import FastSCNN
 from train import make_trainer
 from training.recipes import parse_args
 from training.run_files import COLUMNS
-from utils import UserError, load_checkpoint, save_checkpoint
+from utils import UserError, count_parameters_and_macs, load_checkpoint, save_checkpoint
 
 FLAGS = ("--crop_h", 32, "--crop_w", 64, "--batch_size", 2, "--workers", 0, "--device", "cpu", "--seed", 3)
 
@@ -93,6 +93,8 @@ def test_everything_that_a_checkpoint_carries_is_honoured(frames, weights, tmp_p
     flags += ["--train_split", "train+val", "--aux_weight", 0.4]
     result = train(frames, tmp_path, *flags, "--ema", 0.9, "--optimizer", "sgd", "--power", 0.9, "--epochs", 2)
     assert result.returncode == 0, result.stderr
+    macs = count_parameters_and_macs(FastSCNN(aux=True, input_scale=1.5), 32, 64)[1]
+    assert f" {macs / 1e9:.2f} G MACs at 32x64" in result.stdout  # of a crop, whatever the input side
     assert "seen in training" in result.stdout and "5 training and 2 validation" in result.stdout
     assert "random, not from the file (aux_shallow" in result.stderr
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("curves.png", "confusion.png"))
