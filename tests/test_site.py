@@ -209,7 +209,7 @@ def test_a_site_is_complete_and_replaces_an_earlier_one(traced: Path, tmp_path: 
     assert {path.name for path in tmp_path.iterdir()} == {"site", "package", "pictures"}
     described = json.loads((tmp_path / "site" / "network.json").read_text())
     assert described["classes"] == list(CITYSCAPES.names) and described["weights"] == "street.pth"
-    assert (described["align_corners"], described["size"], described["agreement"]) == (False, None, 1)
+    assert (described["align_corners"], described["size"]) == (False, None) and described["agreement"] >= 0.9999
     load_predictor(tmp_path / "site" / "network.onnx")
 
 
