@@ -203,13 +203,14 @@ def test_a_site_is_complete_and_replaces_an_earlier_one(traced: Path, tmp_path: 
     assert result.returncode == 0 and "onnxruntime-web@1.30.0 comes from the folder itself" in result.stdout
     assert files(tmp_path / "site") == SITE_FILES
     assert oct((tmp_path / "site").stat().st_mode)[-3:] == oct((tmp_path / "package").stat().st_mode)[-3:]
-    result = deploy(traced, tmp_path, "--output", "site/")
+    flags = ("--model_weight", WEIGHTS, "--format", "web", "--pictures", "pictures", "--input_side", 0)
+    result = run_script("deploy.py", *flags, "--output", "site/", cwd=tmp_path)
     assert result.returncode == 0 and "comes from https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0" in result.stdout
     assert files(tmp_path / "site") == {name for name in SITE_FILES if not name.startswith("runtime/")}
     assert {path.name for path in tmp_path.iterdir()} == {"site", "package", "pictures"}
     described = json.loads((tmp_path / "site" / "network.json").read_text())
     assert described["classes"] == list(CITYSCAPES.names) and described["weights"] == "street.pth"
-    assert (described["align_corners"], described["size"]) == (False, None) and described["agreement"] >= 0.9999
+    assert (described["align_corners"], described["size"], described["agreement"]) == (False, None, 1)
     load_predictor(tmp_path / "site" / "network.onnx")
 
 
@@ -465,7 +466,14 @@ def test_opacity_legend_and_pointer(page: Page, address: str, picture: Path) -> 
     opacity = page.run("return getComputedStyle(document.getElementById('labels')).opacity")
     assert opacity == "0.25" and page.text("opacity-value") == "25 %"
     page.point("#frame")
-    assert page.text("readout") in {CITYSCAPES.names[label] for label in labels[31:33, 63:65].flat}  # around the middle
+    # The driver points at a whole pixel of the window, which may lie before the middle of the frame.
+    middle = (
+        "const box = document.getElementById('frame').getBoundingClientRect();"
+        "const share = (from, length) => (Math.floor(from + length / 2) - from) / length;"
+        "return [share(box.top, box.height), share(box.left, box.width)];"
+    )
+    row, column = (int(share * length) for share, length in zip(page.run(middle), labels.shape, strict=True))
+    assert page.text("readout") == CITYSCAPES.names[labels[row, column]]
     most = int(np.bincount(labels.ravel()).argmax())
     button = page.driver.find_elements("css selector", "#legend button")[most]
     button.click()
