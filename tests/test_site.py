@@ -396,6 +396,23 @@ def test_what_was_changed_is_said(page: Page, address: str, tmp_path: Path) -> N
 
 
 @pytest.mark.browser
+def test_the_longer_side_is_a_choice_where_it_decides(page: Page, address: str, site: Path, tmp_path: Path) -> None:
+    """A choice that changes nothing, as the network resizes pictures itself; or none where there should be one."""
+    Image.new("RGB", (1500, 600)).save(tmp_path / "wide.png")
+    go(page, address + WASM)
+    assert not page.find("#longest").is_displayed() and "fp32, pictures resized to 1024 pixels, ONNX" in page.text("about")
+    give(page, tmp_path / "wide.png")
+    assert page.text("size") == "1024 x 410"
+    description = json.loads((site / "network.json").read_text())
+    for side, size in ((1536, "1500 x 600"), (0, "512 x 205")):
+        with changed(site, tmp_path / f"{side}", **{"network.json": json.dumps(description | {"input_side": side})}) as other:
+            go(page, other + WASM)
+            page.run("document.getElementById('longest').value = 512")
+            give(page, tmp_path / "wide.png")
+            assert page.find("#longest").is_displayed() == (side == 0) and page.text("size") == size
+
+
+@pytest.mark.browser
 def test_bad_pictures_are_refused_in_a_sentence(page: Page, address: str, tmp_path: Path, picture: Path) -> None:
     """A page that hangs, a tab that dies of memory, or a name that becomes part of the page."""
     (tmp_path / "<b>a.png").write_text("no picture")
@@ -555,7 +572,6 @@ def test_the_camera_and_its_refusal(page: Page, address: str) -> None:
     button.click()
     page.wait_for(lambda: "The camera was refused: allow it" in page.text("problem"))
     allow({"permission": {"name": "camera"}, "setting": "granted", "origin": address})
-    page.run("document.getElementById('longest').value = 512")
     page.run(
         "const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);"
         "navigator.mediaDevices.getUserMedia = async (wish) => (window.stream = await open(wish));"

@@ -7,11 +7,13 @@ import { describe, readOut, say, showLabels, showNotes, showPicture } from "./vi
 
 const $ = (id) => document.getElementById(id);
 const RATE_OVER = 10; // frames that frames/s is the mean of
+const SHOWN = 1024; // longer side of what is shown, where the network has a size of its own
 
 const worker = new Worker("worker.js", { type: "module" });
 const canvas = document.createElement("canvas"); // what the network sees
 let ready = false;
 let engineNote = "";
+let ownSide = 0; // the longer side to which the network itself resizes pictures
 let source = null; // the picture, or the video of the camera
 let asked = 0; // how many pictures were asked for; a decoder may be overtaken
 let busy = false; // the worker has pixels
@@ -44,8 +46,11 @@ async function start() {
   });
   describe(description);
   const { weights, precision, classes, runtime } = description;
+  ownSide = description.input_side ?? 0;
+  $("longest-control").hidden = ownSide > 0; // a choice would change nothing
+  const seen = ownSide ? `, pictures resized to ${ownSide} pixels` : "";
   $("about").textContent =
-    `Weights ${weights}, ${classes.length} classes, ${precision}, ONNX Runtime Web ${runtime.version} (MIT).`;
+    `Weights ${weights}, ${classes.length} classes, ${precision}${seen}, ONNX Runtime Web ${runtime.version} (MIT).`;
   const parameters = new URLSearchParams(location.search);
   const options = { engine: parameters.get("engine"), threads: Number(parameters.get("threads")) };
   const { ready: opened, problem } = await ask({ open: { description, ...options } });
@@ -98,7 +103,8 @@ async function segmentOnce() {
   if (!moving) {
     times = [performance.now()];
   }
-  const { pixels, notes } = draw(source, Number($("longest").value), canvas);
+  const longest = ownSide ? Math.max(ownSide, SHOWN) : Number($("longest").value);
+  const { pixels, notes } = draw(source, longest, canvas);
   const { width, height } = pixels;
   if (!moving) {
     showPicture(canvas);
