@@ -108,7 +108,10 @@ class FastSCNN(nn.Module):
 
         H/8 and W/8 are rounded up; without padding in the first convolution they are those of H - 2 and W - 2.
         """
-        x = self.resized(x)
+        return self.logits_as_seen(self.resized(x))
+
+    def logits_as_seen(self, x: Tensor) -> list[Tensor]:
+        """Returns what logits does, for images that are resized already."""
         shallow = self.learning_to_downsample(x)  #           (N,  64, H/8,  W/8)
         context = self.global_feature_extractor(shallow)  #   (N, 128, H/32, W/32)
         fused = self.feature_fusion(shallow, context)  #      (N, 128, H/8,  W/8)
@@ -321,5 +324,15 @@ def bottlenecks(in_channels: int, out_channels: int, repeats: int, stride: int) 
 
 def normalise(images: Tensor) -> Tensor:
     """Normalises (N, H, W, 3) uint8 RGB images for the network: (N, 3, H, W) float32, in channels-last memory."""
-    mean, std = (torch.tensor(values, device=images.device) for values in (MEAN, STD))
-    return images.float().sub_(255 * mean).div_(255 * std).permute(0, 3, 1, 2)
+    return normalise_(as_float(images))
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Returns a copy of (N, H, W, 3) uint8 images as (N, 3, H, W) float32, 0 to 255, in channels-last memory."""
+    return images.float().permute(0, 3, 1, 2)
+
+
+def normalise_(x: Tensor) -> Tensor:
+    """Normalises (N, 3, H, W) float32 RGB images of 0 to 255, in place, and returns them."""
+    mean, std = (255 * torch.tensor(values, device=x.device).view(3, 1, 1) for values in (MEAN, STD))
+    return x.sub_(mean).div_(std)
