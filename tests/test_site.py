@@ -400,12 +400,15 @@ def test_the_longer_side_is_a_choice_where_it_decides(page: Page, address: str, 
     """A choice that changes nothing, as the network resizes pictures itself; or none where there should be one."""
     Image.new("RGB", (1500, 600)).save(tmp_path / "wide.png")
     go(page, address + WASM)
-    assert not page.find("#longest").is_displayed() and "fp32, pictures resized to 1024 pixels, ONNX" in page.text("about")
+    assert not page.find("#longest").is_displayed() and "fp32, pictures resized to 1024 pixels, ONNX" in page.text(
+        "about"
+    )
     give(page, tmp_path / "wide.png")
     assert page.text("size") == "1024 x 410"
     description = json.loads((site / "network.json").read_text())
     for side, size in ((1536, "1500 x 600"), (0, "512 x 205")):
-        with changed(site, tmp_path / f"{side}", **{"network.json": json.dumps(description | {"input_side": side})}) as other:
+        content = json.dumps(description | {"input_side": side})
+        with changed(site, tmp_path / f"{side}", **{"network.json": content}) as other:
             go(page, other + WASM)
             page.run("document.getElementById('longest').value = 512")
             give(page, tmp_path / "wide.png")
