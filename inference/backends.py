@@ -106,7 +106,7 @@ class Uint8Network(nn.Module):
         self.model = fold(model, precision)
 
     def forward(self, images: Tensor) -> Tensor:
-        # Resized first: a camera's picture has up to 20 times as many pixels as the network sees.
+        # Resized first: a photograph has up to 20 times as many pixels as the network sees.
         seen = self.model.resized(as_float(images))
         return self.model.logits_as_seen(normalise_(seen).to(self.dtype))[0]
 

@@ -133,7 +133,10 @@ class _Capturable(nn.Module):
         self.model.global_feature_extractor.pyramid_pooling.pool = self.pool
 
     def logits(self, images: Tensor) -> Tensor:
-        """Returns the same as Uint8Network; model.normalise would copy its constants from the host each time."""
+        """Returns what Uint8Network does, but normalises before it resizes.
+
+        model.normalise_ would copy its constants from the host each time.
+        """
         x = ((images - self.mean) / self.std).to(self.dtype)
         return self.model.logits(x.permute(0, 3, 1, 2))[0].contiguous()
 

@@ -29,7 +29,7 @@ CANDIDATES_AT_ONCE = 16384
 # Two ways to compute the same sum of four products differ by less than this share of the largest corner: each rounds at
 # most seven times, by 2**-24.
 ROUNDING = 16 * 2.0**-24
-FEW = 8  # pixels to settle are few if they are less than one of so many
+FEW = 8  # pixels to settle are few if they are fewer than one in so many
 WIDE = 128  # torch interpolates to smaller pictures by another loop, which rounds in another order
 
 
@@ -240,9 +240,9 @@ def _blend(corners: Tensor, down: Tensor, across: Tensor) -> Tensor:
 def _settle(logits: Tensor, pixels: Tensor, rows: Axis, columns: Axis, labels: Tensor, align_corners: bool) -> None:
     """Writes the labels of the pixels that are too close to tell, by the values of torch's own interpolation."""
     known = rows.exact is not None and columns.exact is not None and _rounding_is_known(len(logits[0]))
-    # In channels_last the rounding of a class depends on its place among all.
+    # In channels_last torch runs another loop, which rounds in another way.
     if known and logits.is_contiguous() and labels.shape[1] >= WIDE and FEW * len(pixels) < labels.numel():
-        # For the ten pixels of a photograph of 3000x4000, interpolating it whole takes 250 ms, all the rest here 40.
+        # For ten pixels of a photograph of 3000x4000, interpolating it whole takes 250 ms, the rest of this file 40.
         for some in pixels.split(CANDIDATES_AT_ONCE):
             y, x = some.div(labels.shape[1], rounding_mode="floor"), some % labels.shape[1]
             values = _interpolated_at(logits[0], y, x, rows.exact, columns.exact)

@@ -7,7 +7,7 @@ import { describe, readOut, say, showLabels, showNotes, showPicture } from "./vi
 
 const $ = (id) => document.getElementById(id);
 const RATE_OVER = 10; // frames that frames/s is the mean of
-const SHOWN = 1024; // longer side of what is shown, where the network has a size of its own
+const SHOWN = [1024, 2048]; // longer side of what is shown, where the network has a size of its own: from, to
 
 const worker = new Worker("worker.js", { type: "module" });
 const canvas = document.createElement("canvas"); // what the network sees
@@ -47,8 +47,8 @@ async function start() {
   describe(description);
   const { weights, precision, classes, runtime } = description;
   ownSide = description.input_side ?? 0;
-  $("longest-control").hidden = ownSide > 0; // a choice would change nothing
-  const seen = ownSide ? `, pictures resized to ${ownSide} pixels` : "";
+  $("longest-control").hidden = ownSide > 0; // a choice would hardly change the labels
+  const seen = ownSide ? `, pictures resized to a longer side of ${ownSide}` : "";
   $("about").textContent =
     `Weights ${weights}, ${classes.length} classes, ${precision}${seen}, ONNX Runtime Web ${runtime.version} (MIT).`;
   const parameters = new URLSearchParams(location.search);
@@ -103,7 +103,7 @@ async function segmentOnce() {
   if (!moving) {
     times = [performance.now()];
   }
-  const longest = ownSide ? Math.max(ownSide, SHOWN) : Number($("longest").value);
+  const longest = ownSide ? Math.min(Math.max(ownSide, SHOWN[0]), SHOWN[1]) : Number($("longest").value);
   const { pixels, notes } = draw(source, longest, canvas);
   const { width, height } = pixels;
   if (!moving) {
