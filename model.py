@@ -120,6 +120,11 @@ class FastSCNN(nn.Module):
             return [logits, self.aux_shallow(shallow), self.aux_context(context)]
         return [logits]
 
+    def prepared(self, images: Tensor) -> Tensor:
+        """Returns (N, H, W, 3) uint8 RGB images as the first layer sees them: (N, 3, h, w) float32."""
+        # Resized first: a photograph has up to 20 times as many pixels as the network sees.
+        return normalise_(self.resized(as_float(images)))
+
     def resized(self, x: Tensor) -> Tensor:
         """Returns images at the size at which the first layer sees them."""
         height, width = x.shape[-2:]

@@ -24,7 +24,7 @@ from inference.folding import DTYPES, fold, prepare_for_cpu
 from inference.formats import METADATA, foreign_file
 from inference.label_head import labels_from_logits
 from inference.matching import match_classes
-from model import MEAN, STD, FastSCNN, as_float, normalise_
+from model import MEAN, STD, FastSCNN
 from utils import UserError, check_finite, cpu_has_bf16
 
 PRECISIONS = {
@@ -106,9 +106,7 @@ class Uint8Network(nn.Module):
         self.model = fold(model, precision)
 
     def forward(self, images: Tensor) -> Tensor:
-        # Resized first: a photograph has up to 20 times as many pixels as the network sees.
-        seen = self.model.resized(as_float(images))
-        return self.model.logits_as_seen(normalise_(seen).to(self.dtype))[0]
+        return self.model.logits_as_seen(self.model.prepared(images).to(self.dtype))[0]
 
 
 def torch_network(

@@ -150,6 +150,18 @@ def test_model_file_stands_alone(tmp_path) -> None:
     assert result.stdout.strip() == "(1, 19, 33, 47)", result.stderr
 
 
+def test_a_traced_network_takes_other_sizes() -> None:
+    """A side that is decided while the network is traced, as those do who deploy by LibTorch; in its own process."""
+    code = (
+        "import torch; from model import FastSCNN; sided = FastSCNN(5, input_side=128).eval().requires_grad_(False);"
+        "traced = torch.jit.trace(sided, torch.randn(1, 3, 33, 50));"
+        "pictures = [torch.randn(2, 3, *size) for size in ((70, 90), (200, 64), (40, 128))];"
+        "[torch.testing.assert_close(traced(x), sided(x)) for x in pictures]; print('same')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.strip() == "same", result.stderr
+
+
 # The original network, written anew from its layer names: what its weights compute is the reference for the converter.
 class _Original(nn.Module):
     def __init__(self) -> None:
