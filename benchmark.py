@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataset import find_samples
-from images import DataError, read_image
+from frames.cache import open_cache
+from frames.cityscapes import find_samples
+from frames.images import DataError, read_image
 from model import FastSCNN
 from speed.folders import folder_rows
 from speed.gpu import gpu_rows
@@ -28,7 +29,6 @@ from speed.predictions import EXPLAINED, add_memory, image_rows, label_head_rows
 from speed.threads import thread_rows
 from speed.timing import FRAME, SIZES, STAGES, Groups, in_fresh_process, machine, report, table
 from street.scene import draw_scene
-from training.cache import open_cache
 from utils import UserError, count_parameters_and_macs, keep_freed_memory, run_cli, save_checkpoint
 
 MOST_FRAMES = 8  # that training rows read: a cache of all of Cityscapes takes 27 GiB

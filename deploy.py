@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from images import DataError, read_image
+from frames.images import DataError, read_image
 from inference.backends import Network, check_precision, export_metadata
 from inference.checkpoints import load_model
 from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, exported_files, safetensors_aside

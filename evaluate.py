@@ -25,21 +25,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from classes import IGNORE_INDEX, Classes
-from dataset import SPLITS, Read, Sample, check_headers, read_at_width, read_pair, train_ids_note
-from description import add_data_flags, open_data
-from images import DataError
+import distributed
+from evaluation.labelling import label_pictures
+from evaluation.prediction_files import PredictionWriter
+from evaluation.scores import Scores
+from frames.cityscapes import SPLITS, Read, Sample, check_headers, read_at_width, read_pair, train_ids_note
+from frames.classes import IGNORE_INDEX, Classes
+from frames.description import add_data_flags, open_data
+from frames.images import DataError
+from frames.unions import Members, Unions
+from frames.workers import FrameSet, check_frames, frame_loader, naming_dead_workers
 from inference.backends import Network
 from inference.label_head import labels_from_logits
-from inference.predictions import PredictionWriter
 from inference.predictor import add_backend_flags, check_choice, check_size, load_network
-from labelling import label_pictures
-from loading import FrameSet, check_frames, frame_loader, naming_dead_workers
 from model import MIN_SIZE
-from scores import Scores
-from training import distributed
 from training.losses import pixel_loss
-from unions import Members, Unions
 from utils import UserError, refuse_input, run_cli, writable_folder, write_file
 from web.report import WIDTH, WIDTHS, Report
 from web.report_data import About

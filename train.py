@@ -17,20 +17,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from classes import Classes
-from dataset import DataSet, Read, Sample, read_pair
-from description import open_data
+import distributed
 from evaluate import evaluate, official_command, seen_note
-from images import DataError
+from evaluation.prediction_files import PredictionWriter
+from evaluation.scores import Scores
+from frames.cache import open_cache
+from frames.cityscapes import DataSet, Read, Sample, read_pair
+from frames.classes import Classes
+from frames.description import open_data
+from frames.images import DataError
+from frames.workers import naming_dead_workers
 from inference.backends import torch_network
 from inference.checkpoints import build_model, check_state, initial_model
-from inference.predictions import PredictionWriter
-from loading import naming_dead_workers
 from model import FastSCNN
-from scores import Scores
-from training import distributed
 from training.augment import EpochSampler, make_loader
-from training.cache import open_cache
 from training.console import epoch_line, print_start
 from training.frames import find_frames, find_unions, padding, print_check, refuse_other_names
 from training.learner import Learner, half_precision, on_device

@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dataset import train_ids_note
-from description import add_data_flags, open_data
-from images import DataError, encode_png
+from frames.cityscapes import train_ids_note
+from frames.description import add_data_flags, open_data
+from frames.images import DataError, encode_png
 from inference.predictor import Predictor, add_backend_flags, check_side, load_predictor
 from utils import StopSignal, UserError, run_cli, writable_folder, write_file
 from viewing.drawing import draw_result

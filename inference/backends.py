@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from classes import CITYSCAPES, Classes
+from frames.classes import CITYSCAPES, Classes
 from inference.cuda import GraphNetwork
 from inference.folding import DTYPES, fold, prepare_for_cpu
 from inference.formats import METADATA, foreign_file

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from classes import CITYSCAPES, MOST_CLASSES, Classes
+from frames.classes import CITYSCAPES, MOST_CLASSES, Classes
 from inference.formats import foreign_file
 from inference.matching import HEADS, match_classes, reorder_heads, say
 from inference.published import PUBLISHERS, check_version, convert, describe, options, recognise

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from classes import Classes
+from frames.classes import Classes
 from utils import UserError
 
 HEADS = ("classifier.conv.", "aux_shallow.classes.", "aux_context.classes.")  # one row for each class

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from classes import Classes
+from frames.classes import Classes
 from inference.backends import (
     PRECISIONS,
     Network,

@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from images import encode_png
+from frames.images import encode_png
 from speed.timing import FRAME, Groups, compare, make_row
 from utils import UserError
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from classes import IGNORE_INDEX
-from dataset import Read, Sample, Scales, read_pair
-from loading import loader_worker
+from frames.cityscapes import Read, Sample, Scales, read_pair
+from frames.classes import IGNORE_INDEX
+from frames.workers import loader_worker
 from model import MEAN, STD, FastSCNN, normalise
 from speed.timing import CPU, Groups, clock, compare, in_fresh_process, interleave, make_row, peak_memory
 from training.augment import UNCHANGED, TrainSet

@@ -27,8 +27,8 @@ import pytest
 import torch
 from _pytest.capture import FDCapture
 
-from classes import LABELS
-from images import DataError
+from frames.classes import LABELS
+from frames.images import DataError
 from model import FastSCNN
 from utils import run_cli, save_checkpoint
 

@@ -8,9 +8,9 @@ import time
 
 import numpy as np
 
-from dataset import Sample, Scales, find_samples, read_pair
-from images import DataError
-from loading import frame_loader, naming_dead_workers
+from frames.cityscapes import Sample, Scales, find_samples, read_pair
+from frames.images import DataError
+from frames.workers import frame_loader, naming_dead_workers
 from training.augment import TrainSet
 from utils import run_cli
 

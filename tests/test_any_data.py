@@ -11,9 +11,9 @@ import torch
 from conftest import assert_user_error, run_script
 from tiny_sets import describe, opened, put
 
-from images import DataError
+from frames.cache import open_cache
+from frames.images import DataError
 from inference.checkpoints import load_model
-from training.cache import open_cache
 
 RNG = np.random.default_rng(0)
 TRAIN = ["--crop_h", "32", "--crop_w", "64", "--batch_size", "2", "--epochs", "2", "--save_step", "1", "--workers", "0"]

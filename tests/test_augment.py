@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
-from classes import IGNORE_INDEX
-from dataset import Scales, find_samples
-from images import DataError
+from frames.cityscapes import Scales, find_samples
+from frames.classes import IGNORE_INDEX
+from frames.images import DataError
 from training.augment import (
     EpochSampler,
     TrainSet,

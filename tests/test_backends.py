@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from classes import CITYSCAPES
 from deploy import find_pictures, read_pictures
+from frames.classes import CITYSCAPES
 from inference.backends import METADATA, PRECISIONS, Uint8Network, export_metadata, openvino_network, torch_network
 from inference.checkpoints import load_model
 from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, write_onnx

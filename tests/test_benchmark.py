@@ -19,7 +19,7 @@ from conftest import assert_user_error, run_script
 
 import model
 from benchmark import size_row
-from dataset import find_samples, read_pair
+from frames.cityscapes import find_samples, read_pair
 from inference.checkpoints import load_model
 from inference.predictor import load_network
 from model import normalise

@@ -20,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from dataset import Scales, find_samples, read_pair
-from images import DataError
-from loading import loader_worker
-from training import cache
+from frames import cache
+from frames.cache import open_cache
+from frames.cityscapes import Scales, find_samples, read_pair
+from frames.images import DataError
+from frames.workers import loader_worker
 from training.augment import EpochSampler, TrainSet
-from training.cache import open_cache
 from utils import UserError, load_checkpoint, run_cli
 
 FLAGS = ("--crop_h", 32, "--crop_w", 64, "--batch_size", 2, "--epochs", 1, "--workers", 1, "--device", "cpu")

@@ -11,7 +11,16 @@ from cityscapesscripts.helpers import labels as official
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classes import CITYSCAPES, IGNORE_INDEX, LABELS, Classes, LabelFormat, colors_for, distinct_colors, plain_labels
+from frames.classes import (
+    CITYSCAPES,
+    IGNORE_INDEX,
+    LABELS,
+    Classes,
+    LabelFormat,
+    colors_for,
+    distinct_colors,
+    plain_labels,
+)
 
 
 def test_label_table_is_the_official_one() -> None:

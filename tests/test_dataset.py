@@ -16,11 +16,11 @@ from dying_loader import load
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
-from dataset import Sample, check_headers, find_samples, read_pair
-from images import DataError, png_header, read_image, read_label
-from inference.predictions import PredictionWriter
-from loading import FrameSet, check_frames, frame_loader, naming_dead_workers
+from evaluation.prediction_files import PredictionWriter
+from frames.cityscapes import Sample, check_headers, find_samples, read_pair
+from frames.classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
+from frames.images import DataError, png_header, read_image, read_label
+from frames.workers import FrameSet, check_frames, frame_loader, naming_dead_workers
 
 
 def test_frames_are_paired_by_name_and_sorted(frames) -> None:

@@ -15,14 +15,14 @@ import torch
 from conftest import ROOT, Started, call_main, run_process, run_script
 from test_train import FLAGS, assert_same_weights, read_csv, without_time
 
-from classes import CITYSCAPES
-from dataset import find_samples
+import distributed
 from evaluate import Scores, evaluate
+from evaluation.prediction_files import PredictionWriter
+from frames.cityscapes import find_samples
+from frames.classes import CITYSCAPES
 from inference.backends import torch_network
 from inference.checkpoints import load_model
-from inference.predictions import PredictionWriter
 from model import FastSCNN
-from training import distributed
 from training.augment import EpochSampler
 from training.learner import Learner
 from training.recipes import parse_args

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from classes import CITYSCAPES
+from frames.classes import CITYSCAPES
 from viewing.drawing import LEGEND_ROW, blend, color, draw_legend, draw_result, shrink
 
 ALL = tuple(range(19))

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.nn import functional as F
 
-from classes import CITYSCAPES, LABELS
-from dataset import Sample, find_samples, read_at_width, read_pair
 from evaluate import Scores, confusion_matrix, evaluate
+from evaluation.prediction_files import PredictionWriter
+from frames.cityscapes import Sample, find_samples, read_at_width, read_pair
+from frames.classes import CITYSCAPES, LABELS
 from inference.backends import Network
-from inference.predictions import PredictionWriter
 from utils import UserError
 
 SCRIPT = "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"

@@ -12,13 +12,13 @@ from conftest import assert_user_error, random_frame, run_script, write_frame
 from test_train import FLAGS, assert_same_weights, read_csv, without_time
 from tiny_sets import describe, put
 
-from classes import CITYSCAPES, IGNORE_INDEX
-from dataset import DataSet, Scales, read_pair
-from description import open_data
-from images import DataError
+from frames.cache import open_cache
+from frames.cityscapes import DataSet, Scales, read_pair
+from frames.classes import CITYSCAPES, IGNORE_INDEX
+from frames.description import open_data
+from frames.images import DataError
 from inference.checkpoints import load_model
 from training.augment import TrainSet
-from training.cache import open_cache
 from training.frames import Frames, find_frames, padding
 from training.recipes import parse_args
 

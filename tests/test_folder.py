@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classes import CITYSCAPES
-from scores import Scores
+from evaluation.scores import Scores
+from frames.classes import CITYSCAPES
 from utils import UserError, unfinished_path
 from web.folder import FolderAside
 from web.report import Report

@@ -11,7 +11,7 @@ import torch
 import deploy
 import evaluate
 import viewer
-from classes import Classes
+from frames.classes import Classes
 from inference.backends import torch_network
 from inference.checkpoints import load_model
 from inference.predictor import load_predictor

@@ -23,15 +23,15 @@ from test_distributed import files_below, start
 from test_evaluate import assert_equal_scores, official_scores
 from tiny_sets import describe
 
+import distributed
 import evaluate
-from classes import CITYSCAPES
-from dataset import Sample, find_samples
-from images import picture_size, read_image
+from evaluation.labelling import OUTCOMES, label_pictures
+from evaluation.prediction_files import LOCK, PredictionWriter
+from frames.cityscapes import Sample, find_samples
+from frames.classes import CITYSCAPES
+from frames.images import picture_size, read_image
 from inference.backends import Network
-from inference.predictions import LOCK, PredictionWriter
-from labelling import OUTCOMES, label_pictures
 from speed import folders
-from training import distributed
 
 NAMES = [f"c_{index:06d}_000000" for index in range(160)]
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny_sets import NAMES, describe, opened, pairs, put
 
-from dataset import read_pair
-from description import open_data
-from images import DataError
+from frames.cityscapes import read_pair
+from frames.description import open_data
+from frames.images import DataError
 
 ONE = {"images/x.png": "masks/x.png"}
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import Started, assert_user_error, run_script
 
-from classes import CITYSCAPES
+from frames.classes import CITYSCAPES
 from speed import predictions, threads
 from speed.load import MOST, Load, Measured, Usage, finish_rows, measure, open_load
 from speed.predictions import show, stages, usage_of

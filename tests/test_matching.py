@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from classes import CITYSCAPES, Classes, distinct_colors, plain_labels
+from frames.classes import CITYSCAPES, Classes, distinct_colors, plain_labels
 from inference.checkpoints import initial_model, load_model
 from inference.predictor import load_network
 from model import FastSCNN

@@ -9,8 +9,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from classes import CITYSCAPES
-from images import read_image
+from frames.classes import CITYSCAPES
+from frames.images import read_image
 from training.plots import deciding_score, plot_confusion, plot_curves
 
 

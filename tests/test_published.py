@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_backends import random_statistics
 
-from classes import CITYSCAPES
+from frames.classes import CITYSCAPES
 from inference import published
 from inference.backends import export_metadata
 from inference.checkpoints import initial_model, load_model, load_state

@@ -24,9 +24,9 @@ from conftest import assert_user_error, run_script, start_script
 from test_train import FLAGS as TRAIN_FLAGS
 from tiny_sets import describe, put
 
-from classes import CITYSCAPES, Classes, LabelFormat, distinct_colors, plain_labels
-from dataset import Sample, find_samples, read_pair
 from evaluate import Scores, evaluate
+from frames.cityscapes import Sample, find_samples, read_pair
+from frames.classes import CITYSCAPES, Classes, LabelFormat, distinct_colors, plain_labels
 from inference.predictor import load_network
 from utils import UserError
 from web.other_report import PREFIX

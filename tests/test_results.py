@@ -13,7 +13,7 @@ from conftest import assert_user_error
 from test_viewer import VAL, make_video, view
 
 import viewer
-from classes import CITYSCAPES
+from frames.classes import CITYSCAPES
 from utils import UserError
 from viewing.video import VideoFile
 

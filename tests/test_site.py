@@ -27,7 +27,7 @@ from PIL import Image, ImageCms
 from test_label_head import make_logits
 from torch.nn import functional as F
 
-from classes import CITYSCAPES
+from frames.classes import CITYSCAPES
 from inference.backends import export_metadata
 from inference.checkpoints import load_model
 from inference.export import write_onnx

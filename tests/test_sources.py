@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset import Sample, cityscapes_folder
-from images import DataError, read_image
+from frames.cityscapes import Sample, cityscapes_folder
+from frames.images import DataError, read_image
 from utils import UserError
 from viewing.files import irregular
 from viewing.sources import find_pictures, name_apart, open_source, read_picture

@@ -14,14 +14,14 @@ from conftest import run_script
 from tiny_sets import opened, put
 from torch.nn import functional as F
 
-from classes import CITYSCAPES, IGNORE_INDEX, Classes, plain_labels
-from dataset import Sample, Scales, read_pair
-from description import read_classes
 from evaluate import Scores, evaluate
-from images import DataError
+from frames.cityscapes import Sample, Scales, read_pair
+from frames.classes import CITYSCAPES, IGNORE_INDEX, Classes, plain_labels
+from frames.description import read_classes
+from frames.images import DataError
+from frames.unions import Unions
 from inference.backends import Network
 from training.augment import TrainSet
-from unions import Unions
 
 NAMES = ["road", "car", "truck", "sign", "light", "bus"]
 UNIONS = {"car": ["truck", "car", "bus"], "sign": ["sign", "light"], "road": ["road"]}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from images import DataError
+from frames.images import DataError
 from model import FastSCNN
 from training.run_files import write_csv
 from utils import (

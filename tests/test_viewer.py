@@ -14,9 +14,9 @@ import pytest
 from conftest import assert_user_error, run_script
 
 import viewer
-from classes import CITYSCAPES
-from dataset import cityscapes_folder, find_samples, read_pair
-from images import read_image
+from frames.cityscapes import cityscapes_folder, find_samples, read_pair
+from frames.classes import CITYSCAPES
+from frames.images import read_image
 from inference.predictor import load_predictor
 from utils import UserError
 from viewing.drawing import LEGEND_ROW

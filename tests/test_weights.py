@@ -18,7 +18,7 @@ from conftest import assert_user_error, run_script
 from test_model import _original_with_statistics as original_network
 from torch import nn
 
-from classes import CITYSCAPES
+from frames.classes import CITYSCAPES
 from inference.checkpoints import initial_model, load_model
 from model import FastSCNN
 from utils import UserError

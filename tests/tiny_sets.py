@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import yaml
 
-from dataset import DataSet
-from description import open_data
+from frames.cityscapes import DataSet
+from frames.description import open_data
 
 SHAPE = (8, 12)
 NAMES = ["road", "sidewalk", "car"]

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from classes import IGNORE_INDEX
-from dataset import Read, Sample, Scales, read_pair
-from images import DataError
-from loading import ReadLog, frame_loader
+from frames.cityscapes import Read, Sample, Scales, read_pair
+from frames.classes import IGNORE_INDEX
+from frames.images import DataError
+from frames.unions import Unions
+from frames.workers import ReadLog, frame_loader
 from training.crop import Crop, crop_image, crop_label, place_crop
-from unions import Unions
 
 ATTEMPTS = 10  # crops drawn in search of one without a dominant class. Source: mmsegmentation's RandomCrop
 

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from training import distributed
+import distributed
 from training.augment import EpochSampler
 from training.learner import Learner
 

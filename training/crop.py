@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from classes import IGNORE_INDEX
+from frames.classes import IGNORE_INDEX
 from model import MEAN
 
 MEAN_COLOR = tuple(round(255 * mean) for mean in MEAN)  # RGB; normalises to about zero

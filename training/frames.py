@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from classes import Classes
-from dataset import DataSet, Sample, Scales, train_ids_note
-from images import DataError
-from loading import Check, check_frames
-from training import distributed
+import distributed
+from frames.cityscapes import DataSet, Sample, Scales, train_ids_note
+from frames.classes import Classes
+from frames.images import DataError
+from frames.unions import Unions
+from frames.workers import Check, check_frames
 from training.crop import padding_share
-from unions import Unions
 from utils import UserError
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import distributed
+from frames.unions import Members
 from model import FastSCNN, normalise
-from training import distributed
 from training.augment import distort_colors
 from training.losses import auxiliary_loss, lovasz_loss, upsampled_loss
 from training.optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
-from unions import Members
 from utils import cpu_has_bf16
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from classes import IGNORE_INDEX
-from unions import Members
+from frames.classes import IGNORE_INDEX
+from frames.unions import Members
 
 LOSSES = ("cross_entropy", "bce", "ohem")
 OHEM_PROBABILITY = 0.7  # Source: arXiv 1604.03540's idea with the threshold that mmsegmentation's OHEM sampler has

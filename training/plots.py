@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # explicit: needs neither a display nor global state
 from matplotlib.figure import Figure
 
-from classes import Classes
+from frames.classes import Classes
 from utils import printable, write_file
 
 _failed: set[str] = set()  # files that were reported

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from classes import CITYSCAPES, IGNORE_INDEX, Classes, LabelFormat
-from dataset import Sample, Scales, default_data_path
+import distributed
+from frames.cityscapes import Sample, Scales, default_data_path
+from frames.classes import CITYSCAPES, IGNORE_INDEX, Classes, LabelFormat
 from model import INPUT_SIDES, MIN_SIZE
-from training import distributed
 from training.losses import LOSSES
 from utils import UserError, check_finite, load_checkpoint
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from classes import Classes
+import distributed
+from evaluation.scores import Scores
+from frames.classes import Classes
 from model import FastSCNN
-from scores import Scores
-from training import distributed
 from training.plots import plot_confusion, plot_curves
 from training.recipes import previous_path
 from utils import UserError, save_checkpoint, writable_folder, write_file

@@ -7,7 +7,7 @@ import functools
 import cv2
 import numpy as np
 
-from classes import IGNORE_INDEX, Classes
+from frames.classes import IGNORE_INDEX, Classes
 
 LEGEND_ROW = 22  # height, in pixels
 OPACITY = 0.55  # of the class colors in an overlay

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from dataset import DataSet, Sample, same_size
-from images import DataError, read_image, read_label
+from frames.cityscapes import DataSet, Sample, same_size
+from frames.images import DataError, read_image, read_label
 from inference.predictor import check_size
 from utils import UserError, files_below, is_data
 from viewing.files import PICTURES, animation, irregular, is_picture, phone_picture_advice

@@ -7,7 +7,7 @@ import zlib
 import cv2
 import numpy as np
 
-from classes import IGNORE_INDEX, Classes
+from frames.classes import IGNORE_INDEX, Classes
 from viewing.drawing import color, shrink
 
 LOSSY = 80  # quality of the input: 25 kB at 640x320

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from classes import Classes
-from dataset import Sample
-from scores import Scores
+from evaluation.scores import Scores
+from frames.cityscapes import Sample
+from frames.classes import Classes
 from utils import UserError
 from web.folder import FolderAside, first_foreign
 from web.other_report import END, PREFIX, Other, picture_name, read_picture

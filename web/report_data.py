@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from classes import Classes
-from dataset import Sample
-from scores import Scores
-from unions import joined_classes
+from evaluation.scores import Scores
+from frames.cityscapes import Sample
+from frames.classes import Classes
+from frames.unions import joined_classes
 from utils import printable
 from web.curves import read_curves
 

@@ -12,7 +12,8 @@ import os
 import sys
 from pathlib import Path
 
-from classes import (
+from frames.cityscapes import SPLITS, DataSet, Scales, cityscapes_folder, default_data_path
+from frames.classes import (
     IGNORE_INDEX,
     MOST_CLASSES,
     RGB,
@@ -22,11 +23,10 @@ from classes import (
     plain_labels,
     ranges_in_words,
 )
-from dataset import SPLITS, DataSet, Scales, cityscapes_folder, default_data_path
-from images import DataError
-from layout import LabelFinder, Layout, absolute, find_frames
+from frames.described_files import LabelFinder, Layout, absolute, find_frames
+from frames.images import DataError
+from frames.unions import read_unions
 from streams import quoted
-from unions import read_unions
 from utils import UserError
 
 KEYS = {  # of Ultralytics, and ours
@@ -70,7 +70,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def _described(path: str, root: str | None) -> DataSet:
     try:
-        from strict_yaml import load_yaml
+        from frames.yaml_file import load_yaml
     except ImportError as error:
         raise UserError(f"reading {path} needs PyYAML ({error}); pip install pyyaml") from None
     content = load_yaml(path)

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS, IGNORE_INDEX, Classes, LabelFormat
-from images import IMAGE_ENDINGS, DataError, png_header, read_image, read_label
+from frames.classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS, IGNORE_INDEX, Classes, LabelFormat
+from frames.images import IMAGE_ENDINGS, DataError, png_header, read_image, read_label
 from utils import is_data
 
 SPLITS = ("train", "val", "test")

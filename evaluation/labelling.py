@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dataset import Sample
-from images import DataError, read_image
+import distributed
+from evaluation.prediction_files import PredictionWriter
+from frames.cityscapes import Sample
+from frames.images import DataError, read_image
+from frames.workers import ReadLog, as_it_is, frame_loader, naming_dead_workers
 from inference.backends import Network
-from inference.predictions import PredictionWriter
 from inference.predictor import check_size
-from loading import ReadLog, as_it_is, frame_loader, naming_dead_workers
-from training import distributed
 from utils import UserError
 
 OUTCOMES = ("labelled", "already there", "left out")

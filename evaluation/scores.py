@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from classes import Classes
-from unions import joined_classes
+from frames.classes import Classes
+from frames.unions import joined_classes
 
 
 @dataclass(frozen=True)

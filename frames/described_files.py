@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from classes import LabelFormat
-from dataset import Sample, Scales
-from images import IMAGE_ENDINGS, DataError
+from frames.cityscapes import Sample, Scales
+from frames.classes import LabelFormat
+from frames.images import IMAGE_ENDINGS, DataError
 from streams import quoted
 from utils import files_below, is_data
 

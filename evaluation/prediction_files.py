@@ -12,9 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from classes import Classes
-from dataset import Sample
-from images import DataError, count_values, encode_png, picture_size, read_image
+from frames.cityscapes import Sample
+from frames.classes import Classes
+from frames.images import DataError, count_values, encode_png, picture_size, read_image
 from utils import UserError, files_below, name_refused, writable_folder, write_file
 
 ENDING = "_pred_labelIds.png"

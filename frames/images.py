@@ -18,7 +18,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from classes import CITYSCAPES, IGNORE_INDEX, RGB, LabelFormat
+from frames.classes import CITYSCAPES, IGNORE_INDEX, RGB, LabelFormat
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from images import DataError
+from frames.images import DataError
 from streams import quoted
 
 MOST_BYTES = 1_000_000

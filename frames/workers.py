@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
-from classes import Classes, LabelFormat
-from dataset import Read, Sample, read_pair, same_size
-from images import DataError, check_values, count_values, png_header, read_image, read_label_values
+from frames.cityscapes import Read, Sample, read_pair, same_size
+from frames.classes import Classes, LabelFormat
+from frames.images import DataError, check_values, count_values, png_header, read_image, read_label_values
 
 # What PyTorch and the system say when workers find no room for a batch that they hand over.
 _NO_SHARED_MEMORY = re.compile(r"shared memory|/torch_\d|No space left on device|Bus error|SemLock|sem_open")

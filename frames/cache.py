@@ -23,9 +23,9 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dataset import Sample, read_pair
-from images import DataError, png_header, read_image
-from loading import ReadLog, as_it_is, frame_loader, naming_dead_workers
+from frames.cityscapes import Sample, read_pair
+from frames.images import DataError, png_header, read_image
+from frames.workers import ReadLog, as_it_is, frame_loader, naming_dead_workers
 from utils import UserError, is_data, writable_folder, write_file
 
 VERSION = 2

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from classes import MOST_CLASSES, Classes, LabelFormat, plain_labels
-from images import DataError
+from frames.classes import MOST_CLASSES, Classes, LabelFormat, plain_labels
+from frames.images import DataError
 from streams import quoted
 
 Members = tuple[tuple[int, ...], ...]  # the train ids that each union of a run consists of

@@ -1,0 +1,1 @@
+"""The reported number, and predictions on disk."""
