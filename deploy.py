@@ -15,10 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from frames.folders import find_pictures
 from frames.images import DataError, read_image
-from inference.backends import Network, check_precision, export_metadata
+from inference.backends import FORMATS, Network, check_precision, export_metadata
 from inference.checkpoints import load_model
-from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, exported_files, safetensors_aside
+from inference.export import AGREEMENT, agreement, exported_aside, exported_files, safetensors_aside
 from inference.predictor import (
     add_side_flag,
     check_side,
@@ -28,7 +29,6 @@ from inference.predictor import (
 from model import FastSCNN
 from street.scene import draw_scene
 from utils import UserError, run_cli, writable_folder
-from viewing.sources import find_pictures
 from web.folder import FolderAside
 from web.site import CDN, RUNTIME_PACKAGE, find_runtime, open_site, site_aside
 

@@ -19,8 +19,9 @@ from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
 from tqdm import tqdm
 
+from frames.folders import is_data
 from street.scene import draw_scene
-from utils import UserError, is_data, run_cli, writable_folder, write_file
+from utils import UserError, run_cli, writable_folder, write_file
 
 CITIES = {"train": "synthville", "val": "samplestadt", "test": "testdorf"}
 LABEL_IMAGES = {  # the converter and the encoding of each

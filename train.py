@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import distributed
-from evaluate import evaluate, official_command, seen_note
+from evaluation.evaluate import evaluate, official_command, seen_note
 from evaluation.prediction_files import PredictionWriter
-from evaluation.scores import Scores
+from evaluation.scores import Scores, statistics_row
 from frames.cache import open_cache
-from frames.cityscapes import DataSet, Read, Sample, read_pair
 from frames.classes import Classes
 from frames.description import open_data
 from frames.images import DataError
+from frames.samples import DataSet, Read, Sample, read_pair
 from frames.workers import naming_dead_workers
 from inference.backends import torch_network
 from inference.checkpoints import build_model, check_state, initial_model
@@ -36,7 +36,7 @@ from training.frames import find_frames, find_unions, padding, print_check, refu
 from training.learner import Learner, half_precision, on_device
 from training.plots import deciding_score
 from training.recipes import compare_settings, data_settings, load_resumable, parse_args
-from training.run_files import RunFiles, statistics_row
+from training.run_files import RunFiles
 from utils import StopSignal, UserError, count_parameters_and_macs, keep_freed_memory, run_cli
 from web.report import Report
 from web.report_data import About

@@ -5,6 +5,7 @@ It knows nothing of Fast-SCNN, Cityscapes or argparse.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import copy
 import ctypes
@@ -14,18 +15,25 @@ import os
 import pickle
 import platform
 import re
+import select
 import signal
+import struct
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import Tensor, nn
 
-from numpy_scalars import SAFE_GLOBALS
-from streams import printable, steady_streams
+# The codes of NumPy's dtypes, and those of struct for the same.
+_NUMBERS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
+_NUMBERS |= {"f2": "e", "f4": "f", "f8": "d"}
+
+
+_BYTES_OR_ESCAPES = "bytes_or_escapes"
 
 
 class UserError(Exception):
@@ -35,7 +43,7 @@ class UserError(Exception):
 def run_cli(main: Callable[[], int | None], *user_errors: type[Exception]) -> None:
     """Runs a script's main and ends the process: a user's mistake is one line on stderr and exit status 2.
 
-    The exit status is that of the work, whatever becomes of the output; see streams.steady_streams. Ctrl-C and SIGTERM
+    The exit status is that of the work, whatever becomes of the output; see steady_streams. Ctrl-C and SIGTERM
     leave nothing unfinished behind: both unwind main as an exception does.
 
     Args:
@@ -133,42 +141,6 @@ def keep_freed_memory() -> None:
         mallopt(-4, 0)  # M_MMAP_MAX: no allocation gets a mapping of its own, which would be unmapped when freed
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: the top of the heap is never returned
         mallopt(-8, 1)  # M_ARENA_MAX: threads share this heap; their own would be returned nevertheless
-
-
-# What systems and cameras leave in folders of data; names with a dot at the beginning are left out too.
-NOT_DATA = {"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information", "thumbs.db"}
-
-
-def is_data(name: str) -> bool:
-    """Returns whether a name inside a folder may be data: neither hidden nor left there by a system."""
-    return not name.startswith(".") and name.lower() not in NOT_DATA
-
-
-def files_below(folder: str | Path) -> Iterator[Path]:
-    """Yields what lies below a folder and is not a folder, sorted; symbolic links are followed.
-
-    A folder that is reached twice is read once, so that loops end. What is_data excludes is left out. A link that leads
-    nowhere is yielded like a file.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
-    seen = set()
-    folders = [Path(folder)]
-    while folders:
-        current = folders.pop()
-        try:
-            status = current.stat()
-            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
-        except OSError as error:
-            raise UserError(f"cannot read the folder {current} ({error.strerror}); check its permissions") from None
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        kept = [entry for entry in entries if is_data(entry.name)]
-        # Not entry.is_dir(), which raises OSError for a link to itself.
-        yield from (Path(entry.path) for entry in kept if not os.path.isdir(entry.path))
-        folders += reversed([Path(entry.path) for entry in kept if os.path.isdir(entry.path)])
 
 
 def writable_folder(folder: str | Path) -> Path:
@@ -343,3 +315,114 @@ def count_parameters_and_macs(model: nn.Module, height: int, width: int) -> tupl
     copied = copy.deepcopy(model).cpu().eval()
     macs, _ = profile(copied, (torch.zeros(1, 3, height, width),), verbose=False)
     return sum(parameter.numel() for parameter in model.parameters()), int(macs)
+
+
+class _Dropping(io.FileIO):
+    """A file that drops what cannot be delivered: to a closed pipe, a full disk, a terminal that is gone."""
+
+    def write(self, data: bytes | memoryview) -> int:
+        rest = memoryview(data).cast("B")
+        count = len(rest)
+        try:
+            while rest:
+                written = super().write(rest)
+                if written is None:  # it does not wait for room by itself
+                    select.select([], [self], [])
+                else:
+                    rest = rest[written:]
+        except OSError:
+            pass
+        return count
+
+
+def _bytes_or_escapes(error: UnicodeEncodeError) -> tuple[bytes, int]:
+    """Encodes bytes of file names as they came, and escapes every other character that an encoding lacks."""
+    parts = [
+        c.encode("ascii", "surrogateescape" if "\udc80" <= c <= "\udcff" else "backslashreplace")
+        for c in error.object[error.start : error.end]
+    ]
+    return b"".join(parts), error.end
+
+
+codecs.register_error(_BYTES_OR_ESCAPES, _bytes_or_escapes)
+
+
+@contextlib.contextmanager
+def steady_streams() -> Iterator[None]:
+    """Within the block, what is printed on stdout and stderr never raises an error: the work is worth more.
+
+    Output that cannot be delivered is dropped; characters that the stream's encoding lacks are escaped. Those of the
+    file descriptors 0 to 2 that are closed lead nowhere from now on: a file of ours that got such a number would be
+    what C libraries print into.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: this one
+    stdout, stderr = _steady(sys.stdout), _steady(sys.stderr)
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            yield
+    finally:
+        for stream in (stdout, stderr):
+            stream.flush()
+
+
+def _steady(stream: TextIO | None) -> TextIO:
+    """Returns a stream to the same place that never fails; None, which a closed descriptor becomes, leads nowhere."""
+    try:
+        raw = _Dropping(stream.fileno() if stream else os.devnull, "w", closefd=not stream)
+    except OSError:  # in memory, as in a test or a notebook
+        return stream
+    with contextlib.suppress(AttributeError, OSError):
+        stream.flush()
+    unbuffered = getattr(stream, "write_through", False)
+    return io.TextIOWrapper(
+        raw if unbuffered else io.BufferedWriter(raw),
+        encoding=getattr(stream, "encoding", "utf-8"),
+        errors=_BYTES_OR_ESCAPES if getattr(stream, "errors", None) == "surrogateescape" else "backslashreplace",
+        line_buffering=getattr(stream, "line_buffering", False),
+        write_through=unbuffered,
+    )
+
+
+def printable(text: str) -> str:
+    """Returns a text in one line, with an escape for what cannot be printed: line ends, bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def quoted(value: object) -> str:
+    """Returns a value from a file for a message: in one line, at most 80 characters."""
+    text = printable(repr(value))
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _DType:
+    """What `scalar` needs of a numpy.dtype: its code, and the order of the bytes."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = True):
+        if code not in _NUMBERS and not re.fullmatch(r"[US][0-9]+", str(code)):
+            # As weights_only names what it refuses.
+            raise pickle.UnpicklingError(f"GLOBAL numpy.dtype[{str(code)[:20]}]")
+        self.code = code
+        self.order = "="
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = "<" if state[1] == "|" else state[1]
+
+
+def _scalar(dtype: _DType, content: bytes) -> bool | int | float | str | bytes:
+    if dtype.code in _NUMBERS:
+        return struct.unpack(dtype.order + _NUMBERS[dtype.code], content)[0]
+    if dtype.code[0] == "S":
+        return content.rstrip(b"\0")
+    return content.decode("utf-32-be" if dtype.order == ">" else "utf-32-le").rstrip("\0")
+
+
+# What torch.serialization.safe_globals takes: NumPy 2's name of the function, NumPy 1's, and the dtype.
+SAFE_GLOBALS = [
+    (_scalar, "numpy._core.multiarray.scalar"),
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_DType, "numpy.dtype"),
+]

@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 from frames.cityscapes import train_ids_note
 from frames.description import add_data_flags, open_data
+from frames.folders import RESULT
 from frames.images import DataError, encode_png
 from inference.predictor import Predictor, add_backend_flags, check_side, load_predictor
 from utils import StopSignal, UserError, run_cli, writable_folder, write_file
 from viewing.drawing import draw_result
 from viewing.pipeline import run_stages
-from viewing.sources import RESULT, WRITTEN_PICTURES, Source, open_source
+from viewing.sources import WRITTEN_PICTURES, Source, open_source
 from viewing.video import CODECS, STDERR, Frame, Problem, VideoFile, frame_count, frame_rate
 from viewing.window import SCREEN_WIDTH, Window, check_display
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 import distributed
 from evaluation.prediction_files import PredictionWriter
-from frames.cityscapes import Sample
 from frames.images import DataError, read_image
+from frames.samples import Sample
 from frames.workers import ReadLog, as_it_is, frame_loader, naming_dead_workers
 from inference.backends import Network
 from inference.predictor import check_size

@@ -12,10 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from frames.cityscapes import Sample
 from frames.classes import Classes
+from frames.folders import files_below
 from frames.images import DataError, count_values, encode_png, picture_size, read_image
-from utils import UserError, files_below, name_refused, writable_folder, write_file
+from frames.samples import Sample
+from utils import UserError, name_refused, writable_folder, write_file
 
 ENDING = "_pred_labelIds.png"
 LOCK = ".lock"

@@ -148,3 +148,19 @@ def _without_nan(value: object) -> object:
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
     return None if math.isnan(value) else float(value)
+
+
+def statistics_row(epoch: int, train_loss: float, scores: Scores, lr: float, images_per_s: float) -> dict:
+    """Returns the row of an epoch in the statistics file, with the scores of its validation."""
+    return {
+        "epoch": epoch,
+        "train_loss": train_loss,
+        "val_loss": scores.loss,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "class_miou": scores.class_miou,
+        "class_miou_present": scores.class_miou_present,
+        "joined_miou": scores.joined_miou,
+        "category_miou": scores.category_miou,
+        "lr": lr,
+        "images_per_s": images_per_s,
+    }

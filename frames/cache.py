@@ -23,10 +23,11 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from frames.cityscapes import Sample, read_pair
+from frames.folders import is_data
 from frames.images import DataError, png_header, read_image
+from frames.samples import Sample, read_pair
 from frames.workers import ReadLog, as_it_is, frame_loader, naming_dead_workers
-from utils import UserError, is_data, writable_folder, write_file
+from utils import UserError, writable_folder, write_file
 
 VERSION = 2
 INDEX = "index.json"

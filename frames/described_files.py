@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from frames.cityscapes import Sample, Scales
 from frames.classes import LabelFormat
+from frames.folders import files_below, is_data
 from frames.images import IMAGE_ENDINGS, DataError
-from streams import quoted
-from utils import files_below, is_data
+from frames.samples import Sample, Scales
+from utils import quoted
 
 LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 LOSSY_ENDINGS = (".jpg", ".jpeg")

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from frames.cityscapes import SPLITS, DataSet, Scales, cityscapes_folder, default_data_path
+from frames.cityscapes import cityscapes_folder, default_data_path
 from frames.classes import (
     IGNORE_INDEX,
     MOST_CLASSES,
@@ -25,9 +25,9 @@ from frames.classes import (
 )
 from frames.described_files import LabelFinder, Layout, absolute, find_frames
 from frames.images import DataError
+from frames.samples import SPLITS, DataSet, Scales
 from frames.unions import read_unions
-from streams import quoted
-from utils import UserError
+from utils import UserError, quoted
 
 KEYS = {  # of Ultralytics, and ours
     *("path", "train", "val", "test", "masks_dir", "names", "nc", "label_mapping", "download"),

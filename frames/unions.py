@@ -13,7 +13,7 @@ import numpy as np
 
 from frames.classes import MOST_CLASSES, Classes, LabelFormat, plain_labels
 from frames.images import DataError
-from streams import quoted
+from utils import quoted
 
 Members = tuple[tuple[int, ...], ...]  # the train ids that each union of a run consists of
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from frames.images import DataError
-from streams import quoted
+from utils import quoted
 
 MOST_BYTES = 1_000_000
 MOST_EXPANDED = 4 * MOST_BYTES  # nodes and characters; a file of MOST_BYTES without aliases has fewer

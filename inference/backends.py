@@ -27,6 +27,9 @@ from inference.matching import match_classes
 from model import MEAN, STD, FastSCNN
 from utils import UserError, check_finite, cpu_has_bf16
 
+FORMATS = {"onnx": ".onnx", "openvino": ".xml"}  # each is named as the backend that reads it
+
+
 PRECISIONS = {
     "torch": ("fp32", "bf16", "fp16"),
     "torch-compile": ("fp32", "bf16", "fp16"),
@@ -348,3 +351,22 @@ def _first_line(error: Exception) -> str:
     """Returns the message of an engine's error in one line, without the source locations that OpenVINO puts first."""
     lines = [line for line in str(error).strip().splitlines() if not line.startswith(("Exception from", "Check '"))]
     return (lines or [type(error).__name__])[0][:160]
+
+
+def open_exported(path: str | Path, backend: str | None = None, precision: str | None = None) -> tuple[Network, dict]:
+    """Opens an exported file on a backend that reads it; None: the one that its ending names.
+
+    Returns:
+        The network, and the metadata of the file.
+
+    Raises:
+        UserError: as onnx_network and openvino_network.
+    """
+    if (backend or backend_of(path)) == "openvino":
+        return openvino_network(path, precision)
+    return onnx_network(path, precision)
+
+
+def backend_of(path: str | Path) -> str | None:
+    """Returns the backend that the ending of an exported file names, or None for any other file."""
+    return next((name for name, ending in FORMATS.items() if ending == Path(path).suffix.lower()), None)

@@ -16,22 +16,13 @@ import cv2
 import numpy as np
 import torch
 
-from inference.backends import (
-    METADATA,
-    Network,
-    Uint8Network,
-    check_precision,
-    onnx_network,
-    openvino_network,
-    require,
-    torch_network,
-)
+from inference.backends import FORMATS, Network, Uint8Network, check_precision, open_exported, require, torch_network
 from inference.checkpoints import load_model
+from inference.formats import METADATA
 from inference.safetensors_files import write_safetensors
 from model import MIN_SIZE, FastSCNN
 from utils import write_file
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml"}  # each is named as the backend that reads it
 # The least share of pixels that must have the label that PyTorch gives in single precision.
 AGREEMENT = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.995, "int8": 0.99}
 # The convolutions that int8 leaves in floating point: all of learning to downsample, whose errors reach all later
@@ -223,25 +214,6 @@ def _quantise_onnx(path: Path, images: Sequence[np.ndarray]) -> None:
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
     write_file(path, proto.SerializeToString())
-
-
-def open_exported(path: str | Path, backend: str | None = None, precision: str | None = None) -> tuple[Network, dict]:
-    """Opens an exported file on a backend that reads it; None: the one that its ending names.
-
-    Returns:
-        The network, and the metadata of the file.
-
-    Raises:
-        UserError: as onnx_network and openvino_network.
-    """
-    if (backend or backend_of(path)) == "openvino":
-        return openvino_network(path, precision)
-    return onnx_network(path, precision)
-
-
-def backend_of(path: str | Path) -> str | None:
-    """Returns the backend that the ending of an exported file names, or None for any other file."""
-    return next((name for name, ending in FORMATS.items() if ending == Path(path).suffix.lower()), None)
 
 
 def agreement(model: FastSCNN, network: Network, images: Sequence[np.ndarray]) -> float:

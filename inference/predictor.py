@@ -13,16 +13,19 @@ import torch
 
 from frames.classes import Classes
 from inference.backends import (
+    FORMATS,
     PRECISIONS,
     Network,
+    backend_of,
     check_precision,
     export_metadata,
     graph_network,
+    open_exported,
     require,
     torch_network,
 )
 from inference.checkpoints import load_model
-from inference.export import FORMATS, backend_of, open_exported, write_onnx
+from inference.export import write_onnx
 from model import INPUT_SIDES, MIN_SIZE
 from utils import UserError, choose_device, keep_freed_memory
 

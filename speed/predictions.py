@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from inference.backends import PRECISIONS, export_metadata
+from inference.backends import FORMATS, PRECISIONS, export_metadata
 from inference.checkpoints import load_model
-from inference.export import FORMATS, exported_aside, write_onnx
+from inference.export import exported_aside, write_onnx
 from inference.label_head import labels_from_logits, mixed_share
 from inference.predictor import Predictor, load_network
 from speed.load import Load, Usage, finish_rows, measure

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from frames.cityscapes import Read, Sample, Scales, read_pair
 from frames.classes import IGNORE_INDEX
+from frames.samples import Read, Sample, Scales, read_pair
 from frames.workers import loader_worker
 from model import MEAN, STD, FastSCNN, normalise
 from speed.timing import CPU, Groups, clock, compare, in_fresh_process, interleave, make_row, peak_memory

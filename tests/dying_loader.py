@@ -8,8 +8,9 @@ import time
 
 import numpy as np
 
-from frames.cityscapes import Sample, Scales, find_samples, read_pair
+from frames.cityscapes import find_samples
 from frames.images import DataError
+from frames.samples import Sample, Scales, read_pair
 from frames.workers import frame_loader, naming_dead_workers
 from training.augment import TrainSet
 from utils import run_cli

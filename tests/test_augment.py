@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
-from frames.cityscapes import Scales, find_samples
+from frames.cityscapes import find_samples
 from frames.classes import IGNORE_INDEX
 from frames.images import DataError
+from frames.samples import Scales
 from training.augment import (
     EpochSampler,
     TrainSet,

@@ -19,12 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from deploy import find_pictures, read_pictures
+from deploy import read_pictures
 from frames.classes import CITYSCAPES
-from inference.backends import METADATA, PRECISIONS, Uint8Network, export_metadata, openvino_network, torch_network
+from frames.folders import find_pictures
+from inference.backends import FORMATS, PRECISIONS, Uint8Network, export_metadata, openvino_network, torch_network
 from inference.checkpoints import load_model
-from inference.export import AGREEMENT, FORMATS, agreement, exported_aside, write_onnx
+from inference.export import AGREEMENT, agreement, exported_aside, write_onnx
 from inference.folding import fold_batch_norm, split_into_strips
+from inference.formats import METADATA
 from inference.predictor import load_network, load_predictor
 from inference.threads import Threads
 from model import FastSCNN, normalise

@@ -19,7 +19,8 @@ from conftest import assert_user_error, run_script
 
 import model
 from benchmark import size_row
-from frames.cityscapes import find_samples, read_pair
+from frames.cityscapes import find_samples
+from frames.samples import read_pair
 from inference.checkpoints import load_model
 from inference.predictor import load_network
 from model import normalise

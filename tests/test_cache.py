@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader
 
 from frames import cache
 from frames.cache import open_cache
-from frames.cityscapes import Scales, find_samples, read_pair
+from frames.cityscapes import find_samples
 from frames.images import DataError
+from frames.samples import Scales, read_pair
 from frames.workers import loader_worker
 from training.augment import EpochSampler, TrainSet
 from utils import UserError, load_checkpoint, run_cli

@@ -17,10 +17,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from evaluation.prediction_files import PredictionWriter
-from frames.cityscapes import Sample, check_headers, find_samples, read_pair
+from frames.check import check_frames
+from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from frames.images import DataError, png_header, read_image, read_label
-from frames.workers import FrameSet, check_frames, frame_loader, naming_dead_workers
+from frames.samples import Sample, check_headers, read_pair
+from frames.workers import FrameSet, frame_loader, naming_dead_workers
 
 
 def test_frames_are_paired_by_name_and_sorted(frames) -> None:

@@ -13,9 +13,9 @@ import yaml
 from conftest import ROOT, run_script
 from PIL import Image
 
-from frames.cityscapes import read_pair
 from frames.classes import CITYSCAPES, IGNORE_INDEX
 from frames.description import open_data
+from frames.samples import read_pair
 
 FILES = sorted((ROOT / "datasets").glob("*.yaml"))
 STEP = ("--crop_h", 32, "--crop_w", 64, "--batch_size", 2, "--epochs", 1, "--workers", 0, "--device", "cpu")

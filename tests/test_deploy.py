@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import assert_user_error, run_script
 
-from deploy import find_pictures, read_pictures
+from deploy import read_pictures
 from frames.classes import CITYSCAPES
+from frames.folders import find_pictures
 from inference.checkpoints import initial_model, load_model
 from inference.predictor import load_predictor
 from model import FastSCNN

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_sets import NAMES, describe, opened, put
 
-from frames.cityscapes import read_pair
 from frames.classes import CITYSCAPES, IGNORE_INDEX, Classes
 from frames.description import KEYS, open_data, read_classes
 from frames.images import DataError
+from frames.samples import read_pair
 from utils import UserError
 
 

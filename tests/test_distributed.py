@@ -16,8 +16,9 @@ from conftest import ROOT, Started, call_main, run_process, run_script
 from test_train import FLAGS, assert_same_weights, read_csv, without_time
 
 import distributed
-from evaluate import Scores, evaluate
+from evaluation.evaluate import evaluate
 from evaluation.prediction_files import PredictionWriter
+from evaluation.scores import Scores
 from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES
 from inference.backends import torch_network

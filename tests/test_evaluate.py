@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.nn import functional as F
 
-from evaluate import Scores, confusion_matrix, evaluate
+from evaluation.evaluate import confusion_matrix, evaluate
 from evaluation.prediction_files import PredictionWriter
-from frames.cityscapes import Sample, find_samples, read_at_width, read_pair
+from evaluation.scores import Scores
+from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES, LABELS
+from frames.samples import Sample, read_at_width, read_pair
 from inference.backends import Network
 from utils import UserError
 

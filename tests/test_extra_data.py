@@ -13,10 +13,10 @@ from test_train import FLAGS, assert_same_weights, read_csv, without_time
 from tiny_sets import describe, put
 
 from frames.cache import open_cache
-from frames.cityscapes import DataSet, Scales, read_pair
 from frames.classes import CITYSCAPES, IGNORE_INDEX
 from frames.description import open_data
 from frames.images import DataError
+from frames.samples import DataSet, Scales, read_pair
 from inference.checkpoints import load_model
 from training.augment import TrainSet
 from training.frames import Frames, find_frames, padding

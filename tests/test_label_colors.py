@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_sets import NAMES, describe, put
 
-from frames.cityscapes import check_headers, read_pair
 from frames.classes import plain_labels
 from frames.description import open_data, read_classes
 from frames.images import DataError, _colors_to_train_ids, read_label
+from frames.samples import check_headers, read_pair
 
 RGB = {0: [[128, 0, 0], [64, 0, 0]], 2: [0, 0, 128], "ignore_label": [[0, 0, 0]]}
 

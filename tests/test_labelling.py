@@ -27,9 +27,10 @@ import distributed
 import evaluate
 from evaluation.labelling import OUTCOMES, label_pictures
 from evaluation.prediction_files import LOCK, PredictionWriter
-from frames.cityscapes import Sample, find_samples
+from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES
 from frames.images import picture_size, read_image
+from frames.samples import Sample
 from inference.backends import Network
 from speed import folders
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny_sets import NAMES, describe, opened, pairs, put
 
-from frames.cityscapes import read_pair
 from frames.description import open_data
 from frames.images import DataError
+from frames.samples import read_pair
 
 ONE = {"images/x.png": "masks/x.png"}
 

@@ -24,9 +24,11 @@ from conftest import assert_user_error, run_script, start_script
 from test_train import FLAGS as TRAIN_FLAGS
 from tiny_sets import describe, put
 
-from evaluate import Scores, evaluate
-from frames.cityscapes import Sample, find_samples, read_pair
+from evaluation.evaluate import evaluate
+from evaluation.scores import Scores
+from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES, Classes, LabelFormat, distinct_colors, plain_labels
+from frames.samples import Sample, read_pair
 from inference.predictor import load_network
 from utils import UserError
 from web.other_report import PREFIX

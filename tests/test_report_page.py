@@ -17,9 +17,10 @@ from browsers import Page, contrast, luminance, open_browser
 from conftest import ROOT, run_script, write_frame
 from test_report import read_data, read_picture, tiny_report
 
-from frames.cityscapes import find_samples, read_pair
+from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES, Classes, distinct_colors, plain_labels
 from frames.images import read_image
+from frames.samples import read_pair
 from synthetic import write_dataset
 
 pytestmark = pytest.mark.browser

@@ -14,8 +14,8 @@ from conftest import assert_user_error, run_script
 from test_published import TRAMAC, as_published, network
 
 from inference.checkpoints import load_model, load_state
+from inference.formats import METADATA
 from inference.predictor import load_network
-from inference.safetensors_files import METADATA
 from model import FastSCNN
 from utils import UserError, load_checkpoint
 

@@ -12,11 +12,12 @@ import cv2
 import numpy as np
 import pytest
 
-from frames.cityscapes import Sample, cityscapes_folder
-from frames.images import DataError, read_image
+from frames.cityscapes import cityscapes_folder
+from frames.folders import find_pictures
+from frames.images import DataError, irregular, read_image
+from frames.samples import Sample
 from utils import UserError
-from viewing.files import irregular
-from viewing.sources import find_pictures, name_apart, open_source, read_picture
+from viewing.sources import name_apart, open_source, read_picture
 from viewing.video import Frame, Problem
 
 RNG = np.random.default_rng(0)

@@ -23,8 +23,8 @@ import pytest
 import torch
 from conftest import assert_user_error, run_script, start_script
 
-from frames.cityscapes import read_pair
 from frames.images import read_label
+from frames.samples import read_pair
 from inference.checkpoints import load_model
 from model import FastSCNN
 from train import make_trainer

@@ -14,11 +14,12 @@ from conftest import run_script
 from tiny_sets import opened, put
 from torch.nn import functional as F
 
-from evaluate import Scores, evaluate
-from frames.cityscapes import Sample, Scales, read_pair
+from evaluation.evaluate import evaluate
+from evaluation.scores import Scores
 from frames.classes import CITYSCAPES, IGNORE_INDEX, Classes, plain_labels
 from frames.description import read_classes
 from frames.images import DataError
+from frames.samples import Sample, Scales, read_pair
 from frames.unions import Unions
 from inference.backends import Network
 from training.augment import TrainSet

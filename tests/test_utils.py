@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from frames.folders import files_below
 from frames.images import DataError
 from model import FastSCNN
 from training.run_files import write_csv
@@ -23,7 +24,6 @@ from utils import (
     check_finite,
     choose_device,
     count_parameters_and_macs,
-    files_below,
     load_checkpoint,
     run_cli,
     save_checkpoint,
@@ -121,7 +121,7 @@ STREAMS = {
 }
 PROGRAM = """
 import os, subprocess, sys, time
-from streams import steady_streams
+from utils import steady_streams
 time.sleep(0.1)  # the reader of a pipe has left
 with steady_streams():
     with open("work", "w") as file:

@@ -14,9 +14,10 @@ import pytest
 from conftest import assert_user_error, run_script
 
 import viewer
-from frames.cityscapes import cityscapes_folder, find_samples, read_pair
+from frames.cityscapes import cityscapes_folder, find_samples
 from frames.classes import CITYSCAPES
 from frames.images import read_image
+from frames.samples import read_pair
 from inference.predictor import load_predictor
 from utils import UserError
 from viewing.drawing import LEGEND_ROW

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import yaml
 
-from frames.cityscapes import DataSet
 from frames.description import open_data
+from frames.samples import DataSet
 
 SHAPE = (8, 12)
 NAMES = ["road", "sidewalk", "car"]

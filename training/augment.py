@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from frames.cityscapes import Read, Sample, Scales, read_pair
 from frames.classes import IGNORE_INDEX
 from frames.images import DataError
+from frames.samples import Read, Sample, Scales, read_pair
 from frames.unions import Unions
 from frames.workers import ReadLog, frame_loader
 from training.crop import Crop, crop_image, crop_label, place_crop

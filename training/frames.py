@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import distributed
-from frames.cityscapes import DataSet, Sample, Scales, train_ids_note
+from frames.check import Check, check_frames
+from frames.cityscapes import train_ids_note
 from frames.classes import Classes
 from frames.images import DataError
+from frames.samples import DataSet, Sample, Scales
 from frames.unions import Unions
-from frames.workers import Check, check_frames
 from training.crop import padding_share
 from utils import UserError
 

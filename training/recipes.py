@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import distributed
-from frames.cityscapes import Sample, Scales, default_data_path
+from frames.cityscapes import default_data_path
 from frames.classes import CITYSCAPES, IGNORE_INDEX, Classes, LabelFormat
+from frames.samples import Sample, Scales
 from model import INPUT_SIDES, MIN_SIZE
 from training.losses import LOSSES
 from utils import UserError, check_finite, load_checkpoint

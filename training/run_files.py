@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 import distributed
-from evaluation.scores import Scores
 from frames.classes import Classes
 from model import FastSCNN
 from training.plots import plot_confusion, plot_curves
@@ -38,22 +37,6 @@ COLUMNS = (
 )
 
 MEANS = ("class_miou", "class_miou_present", "joined_miou")  # which a weight file says of itself
-
-
-def statistics_row(epoch: int, train_loss: float, scores: Scores, lr: float, images_per_s: float) -> dict:
-    """Returns the row of an epoch in the statistics file, with the scores of its validation."""
-    return {
-        "epoch": epoch,
-        "train_loss": train_loss,
-        "val_loss": scores.loss,
-        "pixel_accuracy": scores.pixel_accuracy,
-        "class_miou": scores.class_miou,
-        "class_miou_present": scores.class_miou_present,
-        "joined_miou": scores.joined_miou,
-        "category_miou": scores.category_miou,
-        "lr": lr,
-        "images_per_s": images_per_s,
-    }
 
 
 class RunFiles:

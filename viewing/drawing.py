@@ -7,7 +7,8 @@ import functools
 import cv2
 import numpy as np
 
-from frames.classes import IGNORE_INDEX, Classes
+from frames.classes import IGNORE_INDEX, Classes, color
+from frames.images import shrink
 
 LEGEND_ROW = 22  # height, in pixels
 OPACITY = 0.55  # of the class colors in an overlay
@@ -50,22 +51,9 @@ def draw_result(
     return cv2.vconcat([drawn, draw_legend(legend, classes, drawn.shape[1])]) if legend else drawn
 
 
-def color(train_ids: np.ndarray, classes: Classes) -> np.ndarray:
-    """Returns classes.palette[train_ids], ten times as fast."""
-    return cv2.applyColorMap(train_ids, classes.palette[:, None])
-
-
 def blend(image: np.ndarray, prediction: np.ndarray, classes: Classes) -> np.ndarray:
     """Returns the image with the class colors laid over it."""
     return cv2.addWeighted(image, 1 - OPACITY, color(prediction, classes), OPACITY, 0)
-
-
-def shrink(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns the image resized to (width, height), without the aliasing of plain interpolation."""
-    # Halving by the mean of four pixels is cheap; area interpolation by any other factor costs ten times as much.
-    while image.shape[1] >= 2 * size[0] and image.shape[0] >= 2 * size[1]:
-        image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
-    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
 
 
 @functools.lru_cache(maxsize=16)

@@ -5,43 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import stat
 from pathlib import Path
 
 import cv2
 
-# Where a name ends so, a picture is expected: one that cannot be read is a problem, not another kind of file.
-PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_KINDS = {
-    stat.S_IFDIR: "is a folder",
-    stat.S_IFIFO: "is a pipe",
-    stat.S_IFSOCK: "is a socket",
-    stat.S_IFCHR: "is a device",
-    stat.S_IFBLK: "is a device",
-}
 _HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _AVIF = {b"avif", b"avis"}
 # Source: the probes of FFmpeg 8.1's demuxers hls, concat, dash, imf and sdp, which open other files or addresses.
 _PLAYLISTS = (b"#extm3u", b"ffconcat version", b"<mpd", b"<compositionplaylist", b"c=in ip")
-
-
-def irregular(path: Path) -> str:
-    """Returns what is wrong with a path that cannot be read as a file, such as "is a pipe"; "" for a file.
-
-    Pipes and devices are never opened: that may wait for ever.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        return "is a link that leads nowhere" if os.path.islink(path) else f"cannot be read ({error.strerror})"
-    if not stat.S_ISREG(mode):
-        return f"{_KINDS.get(stat.S_IFMT(mode), 'is something else')}, expected a file"
-    return "" if os.access(path, os.R_OK) else "cannot be read (Permission denied)"
-
-
-def is_picture(path: Path) -> bool:
-    """Returns whether a file begins like a picture of a format that OpenCV decodes; it takes microseconds."""
-    return not irregular(path) and cv2.haveImageReader(os.fsencode(path))  # a str that is not UTF-8 ends the process
 
 
 def animation(path: Path) -> str:

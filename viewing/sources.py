@@ -6,8 +6,6 @@ import fnmatch
 import glob
 import itertools
 import os
-import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,16 +13,16 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from frames.cityscapes import DataSet, Sample, same_size
-from frames.images import DataError, read_image, read_label
+from frames.folders import RESULT, _below, _choose, files_below, is_data
+from frames.images import PICTURES, DataError, irregular, is_picture, read_image, read_label
+from frames.samples import DataSet, Sample, same_size
 from inference.predictor import check_size
-from utils import UserError, files_below, is_data
-from viewing.files import PICTURES, animation, irregular, is_picture, phone_picture_advice
+from utils import UserError
+from viewing.files import animation, phone_picture_advice
 from viewing.video import Frame, Problem, open_capture, read_frames
 
 VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 WRITTEN_PICTURES = (".png", ".jpg", ".jpeg")  # what --output may end with
-RESULT = "_result.png"  # ending of the viewer's own pictures, which are not input
 
 
 class Source(NamedTuple):
@@ -87,42 +85,6 @@ def _open_file(data: DataSet, path: Path) -> Source:
         if readable or path.suffix.lower() in PICTURES:  # what is wrong with the picture is said when it is read
             return picture
         raise
-
-
-def find_pictures(folder: str | Path) -> tuple[list[Path], str]:
-    """Returns the pictures below a folder in natural order, and a line about what else lies there.
-
-    A picture is what OpenCV decodes or what is named like one. Results of the viewer and hidden files are none.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
-    return _choose(_below(Path(folder)))
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """Yields the files below a folder, and folders that are named like pictures but hold nothing."""
-    yield from files_below(folder)
-    for parent, folders, _ in os.walk(folder):
-        folders[:] = filter(is_data, folders)
-        named = (Path(parent, name) for name in folders if Path(name).suffix.lower() in PICTURES)
-        yield from (path for path in named if not any(os.scandir(path)))
-
-
-def _choose(paths: Iterable[Path]) -> tuple[list[Path], str]:
-    chosen, others = [], Counter()
-    for path in paths:
-        ending = path.suffix.lower()
-        if path.name.endswith(RESULT):
-            others[RESULT] += 1
-        elif ending in PICTURES or is_picture(path):
-            chosen.append(path.absolute())
-        elif not path.is_dir():
-            others[ending or "without ending"] += 1
-    # In natural order: frame 2 before frame 10.
-    chosen.sort(key=lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))])
-    counted = ", ".join(f"{count:,} {ending}" for ending, count in sorted(others.items()))
-    return chosen, counted and f"left out: {counted}"
 
 
 def _pictures(data: DataSet, input_pic: str, paths: Iterable[Path]) -> Source:

@@ -17,9 +17,10 @@ from typing import IO, NamedTuple
 import cv2
 import numpy as np
 
+from frames.images import PICTURES
 from inference.predictor import check_size
 from utils import UserError
-from viewing.files import PICTURES, codec_name, is_playlist, is_text, plain_codec
+from viewing.files import codec_name, is_playlist, is_text, plain_codec
 
 # What pip's OpenCV can write: it has no H.264. Of these formats, only .webm plays in every browser.
 CODECS = {".webm": "VP80", ".mkv": "VP80", ".mp4": "mp4v", ".mov": "mp4v", ".avi": "MJPG"}

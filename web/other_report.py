@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from frames.cityscapes import Sample
 from frames.classes import IGNORE_INDEX, Classes
+from frames.samples import Sample
 from utils import UserError, printable
 from web.pictures import MOST_PIXELS, unpacked_length
 from web.report_data import FORMAT, MOST_EPOCH, MOST_TEXT, Frame

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.scores import Scores
-from frames.cityscapes import Sample
 from frames.classes import Classes
+from frames.samples import Sample
 from utils import UserError
 from web.folder import FolderAside, first_foreign
 from web.other_report import END, PREFIX, Other, picture_name, read_picture

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluation.scores import Scores
-from frames.cityscapes import Sample
 from frames.classes import Classes
+from frames.samples import Sample
 from frames.unions import joined_classes
 from utils import printable
 from web.curves import read_curves
