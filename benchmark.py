@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from frames.cache import open_cache
 from frames.cityscapes import find_samples
-from frames.images import DataError, read_image
+from frames.images import read_image
 from model import FastSCNN
 from speed.folders import folder_rows
 from speed.gpu import gpu_rows
@@ -167,4 +167,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_cli(main, DataError)
+    run_cli(main)

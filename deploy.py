@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from frames.folders import find_pictures
-from frames.images import DataError, read_image
+from frames.images import read_image
 from inference.backends import FORMATS, Network, check_precision, export_metadata
 from inference.checkpoints import load_model
 from inference.export import AGREEMENT, agreement, exported_aside, exported_files, safetensors_aside
@@ -210,4 +210,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_cli(main, DataError)
+    run_cli(main)

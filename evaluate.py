@@ -25,7 +25,6 @@ from frames.check import check_frames
 from frames.cityscapes import train_ids_note
 from frames.classes import Classes
 from frames.description import add_data_flags, open_data
-from frames.images import DataError
 from frames.samples import SPLITS, Sample, check_headers, read_at_width, read_pair
 from inference.backends import Network
 from inference.predictor import add_backend_flags, check_choice, load_network
@@ -193,4 +192,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_cli(main, DataError)
+    run_cli(main)

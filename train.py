@@ -24,7 +24,6 @@ from evaluation.scores import Scores, statistics_row
 from frames.cache import open_cache
 from frames.classes import Classes
 from frames.description import open_data
-from frames.images import DataError
 from frames.samples import DataSet, Read, Sample, read_pair
 from frames.workers import naming_dead_workers
 from inference.backends import torch_network
@@ -344,4 +343,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_cli(main, DataError)
+    run_cli(main)

@@ -40,7 +40,7 @@ class UserError(Exception):
     """A mistake that the user can fix; the message says what was found, what was expected and what to do."""
 
 
-def run_cli(main: Callable[[], int | None], *user_errors: type[Exception]) -> None:
+def run_cli(main: Callable[[], int | None]) -> None:
     """Runs a script's main and ends the process: a user's mistake is one line on stderr and exit status 2.
 
     The exit status is that of the work, whatever becomes of the output; see steady_streams. Ctrl-C and SIGTERM
@@ -48,14 +48,12 @@ def run_cli(main: Callable[[], int | None], *user_errors: type[Exception]) -> No
 
     Args:
         main: returns the exit status; None means 0.
-        user_errors: exception types that mean a user's mistake, in addition to UserError. Any other exception keeps its
-            traceback, because it is our fault.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with steady_streams():
         try:
             status = main()
-        except (UserError, *user_errors) as error:
+        except UserError as error:
             print(f"error: {_message(error)}", file=sys.stderr)
             status = 2
         except KeyboardInterrupt:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from frames.cityscapes import train_ids_note
 from frames.description import add_data_flags, open_data
 from frames.folders import RESULT
-from frames.images import DataError, encode_png
+from frames.images import encode_png
 from inference.predictor import Predictor, add_backend_flags, check_side, load_predictor
 from utils import StopSignal, UserError, run_cli, writable_folder, write_file
 from viewing.drawing import draw_result
@@ -328,4 +328,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_cli(main, DataError)
+    run_cli(main)

@@ -97,7 +97,7 @@ def evaluate(
         before_each: called before each frame; may raise to stop.
 
     Raises:
-        DataError: a file is damaged.
+        UserError: a file is damaged.
         UserError: a prediction cannot be written.
     """
     if writer and distributed.is_first():

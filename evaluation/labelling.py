@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import distributed
 from evaluation.prediction_files import PredictionWriter
-from frames.images import DataError, read_image
+from frames.images import read_image
 from frames.samples import Sample
 from frames.workers import ReadLog, as_it_is, frame_loader, naming_dead_workers
 from inference.backends import Network
@@ -42,7 +42,7 @@ class _Pictures(Dataset):
             try:
                 image = read_image(sample.image)
                 check_size(image.shape[:2], sample.image)
-            except (DataError, UserError) as error:
+            except UserError as error:
                 return None, str(error)
             return torch.from_numpy(image), ""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from frames.classes import Classes
 from frames.folders import files_below
-from frames.images import DataError, count_values, encode_png, picture_size, read_image
+from frames.images import count_values, encode_png, picture_size, read_image
 from frames.samples import Sample
 from utils import UserError, name_refused, writable_folder, write_file
 
@@ -122,7 +122,7 @@ class PredictionWriter:
         try:
             label_ids, *color = (read_image(path, cv2.IMREAD_UNCHANGED) for path in self.paths(sample))
             sizes = {image.shape[:2] for image in (label_ids, *color)} | {picture_size(sample.image)}
-        except DataError:
+        except UserError:
             return False
         values = np.flatnonzero(count_values(label_ids)) if label_ids.ndim == 2 else [-1]
         return len(sizes) == 1 and bool(np.isin(values, self.classes.labels.file_values).all())

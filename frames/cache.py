@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from frames.folders import is_data
-from frames.images import DataError, png_header, read_image
+from frames.images import png_header, read_image
 from frames.samples import Sample, read_pair
 from frames.workers import ReadLog, as_it_is, frame_loader, naming_dead_workers
 from utils import UserError, writable_folder, write_file
@@ -65,20 +65,20 @@ class Cache:
         The arrays are private copies: writing to them changes no file.
 
         Raises:
-            DataError: the frame is not in the cache, or its file is not as it was when the cache was opened.
+            UserError: the frame is not in the cache, or its file is not as it was when the cache was opened.
         """
         name = _name(sample)
         if name not in self.frames:
-            raise DataError(f"the cache {self.folder} does not hold {sample.image}; open it with this frame")
+            raise UserError(f"the cache {self.folder} does not hold {sample.image}; open it with this frame")
         frame, path = self.frames[name], self.folder / name
         try:
             with open(path, "rb") as file:
                 # Accessing the map of a file that became shorter would end the process with SIGBUS.
                 if _size_and_time(os.fstat(file.fileno())) != frame.stored:
-                    raise DataError(f"{path} was changed while the cache was in use; start again to check it")
+                    raise UserError(f"{path} was changed while the cache was in use; start again to check it")
                 mapped = mmap.mmap(file.fileno(), frame.stored[0], access=mmap.ACCESS_COPY)
         except OSError as error:
-            raise DataError(f"cannot read {path} ({error.strerror}); start again to build it") from None
+            raise UserError(f"cannot read {path} ({error.strerror}); start again to build it") from None
         return _split(np.frombuffer(mapped, np.uint8), frame.shape)
 
 
@@ -96,7 +96,7 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
 
     Raises:
         UserError: the disk is too small or cannot be written to, or the folder holds something else.
-        DataError: the cache belongs to another state of the data set, or is damaged; or a frame of the data set is.
+        UserError: the cache belongs to another state of the data set, or is damaged; or a frame of the data set is.
     """
     folder = Path(folder)
     by_name = _by_name(samples)
@@ -137,7 +137,7 @@ def _by_name(samples: Sequence[Sample]) -> dict[str, Sample]:
     for sample in samples:
         first = by_name.setdefault(_name(sample), sample)
         if (sample.label, sample.labels.digest) != (first.label, first.labels.digest):
-            raise DataError(
+            raise UserError(
                 f"two data sets read {sample.image} with other labels, {first.label} and {sample.label}, or other "
                 "meanings of their values, and a cache holds one: leave out --cache, or one of the data sets"
             )
@@ -169,13 +169,13 @@ class _Build(Dataset):
             if shape:
                 return Entry(source, shape, _size_and_time(path.stat()))
             if finished:  # a frame of an unfinished build is simply made again
-                raise DataError(
+                raise UserError(
                     f"{path} is truncated or damaged; remove it and start again: only this file is made again"
                 )
         image, label = read_pair(sample)
         pixels = np.concatenate([image.ravel(), label.ravel()])
         if _source(sample) != source:
-            raise DataError(f"{sample.image} or its label changed while it was read; start again")
+            raise UserError(f"{sample.image} or its label changed while it was read; start again")
         header = {"source": source, "shape": label.shape, "crc32": zlib.crc32(pixels)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(header).encode().ljust(PAGE) + pixels.tobytes(), durable=True)
@@ -220,7 +220,7 @@ def _source(sample: Sample) -> list[int | str]:
         try:
             numbers += _size_and_time(path.stat()) if path else (0, 0)
         except OSError as error:
-            raise DataError(f"cannot read {path} ({error.strerror})") from None
+            raise UserError(f"cannot read {path} ({error.strerror})") from None
     return [*numbers, sample.labels.digest]
 
 
@@ -243,14 +243,14 @@ def _check_source(sample: Sample, then: list[int | str], stored: Path) -> None:
     """Compares the files of a frame with their state when it was stored."""
     now, again = _source(sample), f"remove {stored}, or the whole cache, to have it made again"
     if now[4] != then[4]:
-        raise DataError(
+        raise UserError(
             f"{stored} was made when the values of labels had another meaning, or from labels of another kind than "
             f"{sample.label}; {again}"
         )
     for path, start in ((sample.image, 0), (sample.label, 2)):
         if now[start : start + 2] != then[start : start + 2]:
             found, expected = (_describe(*source[start : start + 2]) for source in (now, then))
-            raise DataError(f"{path} has changed since it was cached: found {found}, expected {expected}; {again}")
+            raise UserError(f"{path} has changed since it was cached: found {found}, expected {expected}; {again}")
 
 
 def _describe(size: int, time_ns: int) -> str:
@@ -272,9 +272,9 @@ def _load_index(folder: Path) -> dict[str, Entry]:
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); name another folder") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{path} is damaged; remove {folder} to have it made again") from None
+        raise UserError(f"{path} is damaged; remove {folder} to have it made again") from None
     if version != VERSION:
-        raise DataError(
+        raise UserError(
             f"{folder} is a cache of version {version}, expected {VERSION}; remove it or name another folder"
         )
     return frames

@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from frames.classes import Classes, LabelFormat
-from frames.images import DataError, check_values, count_values, png_header, read_image, read_label_values
+from frames.images import check_values, count_values, png_header, read_image, read_label_values
 from frames.samples import Sample, same_size
 from frames.workers import ReadLog, as_it_is, frame_loader, naming_dead_workers
+from utils import UserError
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Check:
         return pixels[: len(self.classes)]
 
     def refuse_unlabelled(self, extra: str = "") -> None:
-        """Raises DataError if no class has a pixel, or only one in a split to train on.
+        """Raises UserError if no class has a pixel, or only one in a split to train on.
 
         Args:
             extra: what --extra_data names, if this is a split of it: there one class is enough.
@@ -65,12 +66,12 @@ class Check:
         if not present:
             found = ", ".join(f"{value} ({meaning})" for value, meaning, _ in self.rows()[:8])
             expected = " or ".join(labels.expected for labels in self.values)
-            raise DataError(
+            raise UserError(
                 f"no pixel of the {self.split} split{f' of --extra_data {extra}' if extra else ''} belongs to a class: "
                 f"the labels only hold {found}; expected {expected}, some of them those of classes"
             )
         if len(present) == 1 and self.split == "train" and not extra:
-            raise DataError(f"only {present[0]} has pixels in the train split; expected at least two classes")
+            raise UserError(f"only {present[0]} has pixels in the train split; expected at least two classes")
 
     def absent(self) -> str:
         """Returns a note that names the classes without a pixel, or an empty string."""
@@ -128,7 +129,7 @@ def check_frames(
         go_on: collect problems.
 
     Raises:
-        DataError: a file is missing, damaged, of a wrong kind or size, or a value has no meaning; unless `go_on`.
+        UserError: a file is missing, damaged, of a wrong kind or size, or a value has no meaning; unless `go_on`.
     """
     loader = frame_loader(_Checked(samples, decode_images, go_on), workers, batch_size=None, collate_fn=as_it_is)
     check = Check(split, classes)
@@ -164,7 +165,7 @@ class _Checked(Dataset):
         with self.log.reading(index):
             try:
                 return *self._check(self.samples[index]), ""
-            except DataError as error:
+            except UserError as error:
                 if not self.go_on:
                     raise
                 return None, None, str(error)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from frames.classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from frames.folders import is_data
-from frames.images import IMAGE_ENDINGS, DataError
+from frames.images import IMAGE_ENDINGS
 from frames.samples import DataSet, Sample
+from utils import UserError
 
 
 def default_data_path() -> str:
@@ -35,19 +36,19 @@ def find_samples(data_path: str | Path, split: str) -> list[Sample]:
     Cityscapes ships dummies there.
 
     Raises:
-        DataError: a folder is missing or empty, or an image and a label have no partner.
+        UserError: a folder is missing or empty, or an image and a label have no partner.
     """
     root = Path(data_path)
     if root.is_file():
-        raise DataError(f"{root} is a file; expected a folder in Cityscapes layout")
+        raise UserError(f"{root} is a file; expected a folder in Cityscapes layout")
     if not root.is_dir():
-        raise DataError(f"no data set at {root}; name it with --data_path or in CITYSCAPES_DATASET")
+        raise UserError(f"no data set at {root}; name it with --data_path or in CITYSCAPES_DATASET")
     folder = root / "leftImg8bit" / split
     if not folder.is_dir():
-        raise DataError(f"{root} has no leftImg8bit/{split}; expected leftImg8bit/{split}/<city>/*_leftImg8bit.png")
+        raise UserError(f"{root} has no leftImg8bit/{split}; expected leftImg8bit/{split}/<city>/*_leftImg8bit.png")
     images = _frames(folder, frame_name)
     if not images:
-        raise DataError(f"{folder} holds no picture; expected <city>/*_leftImg8bit.png")
+        raise UserError(f"{folder} holds no picture; expected <city>/*_leftImg8bit.png")
     if split == "test":
         return [Sample(name, path, None, folder=city) for (city, name), path in images.items()]
 
@@ -57,10 +58,10 @@ def find_samples(data_path: str | Path, split: str) -> list[Sample]:
     either = {**train_ids, **ids}
     for (city, name), path in images.items():
         if (city, name) not in either:
-            raise DataError(f"no label for {path}; expected {labels / city / name}_gtFine_labelIds.png")
+            raise UserError(f"no label for {path}; expected {labels / city / name}_gtFine_labelIds.png")
     for (city, name), path in either.items():
         if (city, name) not in images:
-            raise DataError(f"no picture for the label {path}; expected {folder / city / name}_leftImg8bit.png")
+            raise UserError(f"no picture for the label {path}; expected {folder / city / name}_leftImg8bit.png")
     return [
         Sample(key[1], path, either[key], CITYSCAPES.labels if key in ids else CITYSCAPES_TRAIN_IDS, key[0])
         for key, path in images.items()
@@ -116,7 +117,7 @@ def _frames(folder: Path, name_of: Callable[[str], str | None]) -> dict[tuple[st
             if name is None:
                 continue
             if (city.name, name) in found:
-                raise DataError(f"{found[city.name, name]} and {path} are the same frame; remove one of them")
+                raise UserError(f"{found[city.name, name]} and {path} are the same frame; remove one of them")
             found[city.name, name] = path
     return dict(sorted(found.items()))
 
@@ -125,4 +126,4 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if is_data(path.name)) if folder.is_dir() else []
     except OSError as error:
-        raise DataError(f"cannot read the folder {folder} ({error.strerror}); check its permissions") from None
+        raise UserError(f"cannot read the folder {folder} ({error.strerror}); check its permissions") from None

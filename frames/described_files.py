@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from frames.classes import LabelFormat
 from frames.folders import files_below, is_data
-from frames.images import IMAGE_ENDINGS, DataError
+from frames.images import IMAGE_ENDINGS
 from frames.samples import Sample, Scales
-from utils import quoted
+from utils import UserError, quoted
 
 LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 LOSSY_ENDINGS = (".jpg", ".jpeg")
@@ -58,19 +58,19 @@ def find_frames(layout: Layout, split: str) -> list[Sample]:
     read: that is only predicted.
 
     Raises:
-        DataError: a folder, list or picture is missing, a picture has no label, or two cannot be told apart.
+        UserError: a folder, list or picture is missing, a picture has no label, or two cannot be told apart.
         UserError: a folder cannot be read.
     """
     try:
         if split not in layout.splits:
-            raise DataError(f"it has no `{split}`, only {', '.join(layout.splits)}; add `{split}: FOLDER`")
+            raise UserError(f"it has no `{split}`, only {', '.join(layout.splits)}; add `{split}: FOLDER`")
         found = [_search(layout, split, entry) for entry in layout.splits[split]]
         named = [picture for search in found for picture in search.pictures]
         frames = _named(dict.fromkeys(named), _common(search.base for search in found))
         finder = LabelFinder(layout)
         pairs = {picture: None if split == "test" else finder.label(picture) for picture in frames}
-    except DataError as error:
-        raise DataError(f"{layout.file}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{layout.file}: {error}") from None
 
     for count, what in (
         (len(named) - len(frames), "pictures named more than once, read once"),
@@ -102,7 +102,7 @@ def _search(layout: Layout, split: str, entry: str) -> _Search:
         places = [place] if os.path.exists(place) else _matches(layout.root, text)
         if places:
             return _collect(layout, split, entry, places)
-    raise DataError(
+    raise UserError(
         f"`{split}` names {quoted(entry)}, which is not in {layout.root}; expected a folder, a pattern or a .txt list"
     )
 
@@ -117,7 +117,7 @@ def _collect(layout: Layout, split: str, entry: str, places: Sequence[Path]) -> 
     if not pictures:
         ends = " or ".join(old for old, _ in layout.suffixes)
         kind = f"picture that ends with {quoted(ends)}" if files else f"picture ({', '.join(IMAGE_ENDINGS)})"
-        raise DataError(
+        raise UserError(
             f"`{split}` names {quoted(entry)}, which holds no {kind}; name another folder below {layout.root}"
         )
     ends = tuple(new for _, new in layout.suffixes)
@@ -140,7 +140,7 @@ def _listed(file: Path, root: Path) -> list[Path]:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise DataError(f"cannot read the list {file} ({reason}); expected a picture's path in each line") from None
+        raise UserError(f"cannot read the list {file} ({reason}); expected a picture's path in each line") from None
     pictures = []
     for number, line in enumerate(map(str.strip, lines), 1):
         if line:
@@ -148,10 +148,10 @@ def _listed(file: Path, root: Path) -> list[Path]:
             found = [place for place in places if os.path.isfile(place)]
             if not found or found[0].suffix.lower() not in IMAGE_ENDINGS:
                 folders = " or ".join(map(str, dict.fromkeys((file.parent, root))))
-                raise DataError(f"{file}, line {number}: {quoted(line)} is no picture in {folders}; correct it")
+                raise UserError(f"{file}, line {number}: {quoted(line)} is no picture in {folders}; correct it")
             pictures.append(found[0])
     if not pictures:
-        raise DataError(f"the list {file} is empty; expected a picture's path in each line")
+        raise UserError(f"the list {file} is empty; expected a picture's path in each line")
     return pictures
 
 
@@ -162,7 +162,7 @@ def _named(pictures: Iterable[Path], common: Path) -> dict[Path, tuple[str, str]
         folder = picture.parent.relative_to(common).as_posix()
         key = ("" if folder == "." else folder, picture.stem)
         if key in places:
-            raise DataError(f"{places[key]} and {picture} differ only in their ending; remove or rename one of them")
+            raise UserError(f"{places[key]} and {picture} differ only in their ending; remove or rename one of them")
         places[key] = picture
     return {picture: key for key, picture in places.items()}
 
@@ -178,7 +178,7 @@ class LabelFinder:
         """Returns a picture, with its label if there is one."""
         try:
             label = self.label(absolute(path))
-        except DataError:
+        except UserError:
             label = None
         return Sample(path.stem, path, label, self.layout.labels)
 
@@ -196,17 +196,17 @@ class LabelFinder:
         self._refuse_polygons(picture, files.get(".txt"))
         if folder is None:
             names = " or ".join(f"`{old}`" for old, _ in layout.masks)
-            raise DataError(
+            raise UserError(
                 f"no label for {picture}: its path has no folder {names} that masks_dir could replace; write masks_dir "
                 "as a mapping from the folder of pictures to that of labels, such as {left: labels}"
             )
         if picture in files.values():
-            raise DataError(f"the label of {picture} would be the picture itself; name its folder with masks_dir")
+            raise UserError(f"the label of {picture} would be the picture itself; name its folder with masks_dir")
         lossy = [files[one] for one in LOSSY_ENDINGS if one in files]
         if lossy:
-            raise DataError(f"{lossy[0]} is a JPEG, which changes the values of a label; save labels as PNG")
+            raise UserError(f"{lossy[0]} is a JPEG, which changes the values of a label; save labels as PNG")
         where = f"expected {folder / (stem + ending)}" if os.path.isdir(folder) else f"there is no folder {folder}"
-        raise DataError(f"no label for {picture}: {where}; add it, or name its folder with masks_dir")
+        raise UserError(f"no label for {picture}: {where}; add it, or name its folder with masks_dir")
 
     def without_picture(self, pairs: dict[Path, Path | None], found: Sequence[_Search]) -> int:
         """Returns the number of files beside labels of whole folders that look like labels and belong to no picture."""
@@ -246,13 +246,13 @@ class LabelFinder:
             try:
                 names = os.listdir(folder) if os.path.isdir(folder) else []
             except OSError as error:
-                raise DataError(f"cannot read the folder {folder} ({error.strerror}); check its permissions") from None
+                raise UserError(f"cannot read the folder {folder} ({error.strerror}); check its permissions") from None
             for stem, ending in map(os.path.splitext, sorted(filter(is_data, names))):
                 listing[stem].append(ending)
         return self._listings[folder]
 
     def _refuse_polygons(self, picture: Path, text: Path | None) -> None:
-        """Raises DataError if a text file lies where polygons of YOLO lie."""
+        """Raises UserError if a text file lies where polygons of YOLO lie."""
         parts = picture.parent.parts
         folders = [picture.parent]
         if "images" in parts:
@@ -260,7 +260,7 @@ class LabelFinder:
             folders.append(Path(*parts[:last], "labels", *parts[last + 1 :]))
         for path in (text, *(folder / f"{picture.stem}.txt" for folder in folders)):
             if path and os.path.isfile(path):
-                raise DataError(
+                raise UserError(
                     f"the label of {picture} is {path}, polygons of YOLO; expected a mask: convert them to PNG"
                 )
 

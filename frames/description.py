@@ -24,7 +24,6 @@ from frames.classes import (
     ranges_in_words,
 )
 from frames.described_files import LabelFinder, Layout, absolute, find_frames
-from frames.images import DataError
 from frames.samples import SPLITS, DataSet, Scales
 from frames.unions import read_unions
 from utils import UserError, quoted
@@ -44,7 +43,7 @@ def open_data(path: str, root: str | None = None) -> DataSet:
         root: what --data_root names: a folder in place of the description's `path`.
 
     Raises:
-        DataError: the description is not as expected.
+        UserError: the description is not as expected.
         UserError: `root` is no folder, or `path` no description; or PyYAML is missing.
     """
     if path.lower().endswith((".yaml", ".yml")):
@@ -76,14 +75,14 @@ def _described(path: str, root: str | None) -> DataSet:
     content = load_yaml(path)
     try:
         if not isinstance(content, dict):
-            raise DataError(f"it holds {quoted(content)}, expected a mapping with the keys train, val and names")
+            raise UserError(f"it holds {quoted(content)}, expected a mapping with the keys train, val and names")
         if content.get("val") is None and "validation" in content:
             content["val"] = content.pop("validation")
         if content.get("test") in ("", []):  # nobody needs it
             content["test"] = None
         splits = {split: _entries(content, split) for split in SPLITS if content.get(split) is not None}
         if "train" not in splits:
-            raise DataError("it lacks `train`; name the folder of the pictures to train on")
+            raise UserError("it lacks `train`; name the folder of the pictures to train on")
         classes = read_classes(content, os.path.basename(path))
         masks = content.get("masks_dir")
         layout = Layout(
@@ -98,8 +97,8 @@ def _described(path: str, root: str | None) -> DataSet:
             labels=classes.labels,
             scales=_scales(content.get("scales")),
         )
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if unknown := [key for key in content if key not in KEYS]:
         print(f"warning: {path}: unknown keys are not used: {quoted(unknown)}", file=sys.stderr)
     find = functools.partial(find_frames, layout)
@@ -118,7 +117,7 @@ def _root(file: str, content: dict) -> Path:
             return place
     own = "; `download` is never run: get the data yourself" if content.get("download") else ""
     where = f"in {folder}" if folder == absolute(".") else f"beside it, in {folder}, nor in {absolute('.')}"
-    raise DataError(f"`path` names {quoted(text)}, which is no folder {where}; correct it or give --data_root{own}")
+    raise UserError(f"`path` names {quoted(text)}, which is no folder {where}; correct it or give --data_root{own}")
 
 
 def _given_root(root: str) -> Path:
@@ -130,7 +129,7 @@ def _given_root(root: str) -> Path:
 def _text(key: str, value: object) -> str:
     """Returns part of a path; refuses what no path can have."""
     if not isinstance(value, str) or not value or any(c < " " or "\ud800" <= c <= "\udfff" for c in value):
-        raise DataError(f"`{key}` has {quoted(value)}, expected the name of a file or folder; quote it if it is one")
+        raise UserError(f"`{key}` has {quoted(value)}, expected the name of a file or folder; quote it if it is one")
     return value
 
 
@@ -138,7 +137,7 @@ def _entries(content: dict, split: str) -> tuple[str, ...]:
     """Returns what a split consists of."""
     value = content[split]
     if value == []:
-        raise DataError(f"`{split}` is an empty list, expected folders of pictures")
+        raise UserError(f"`{split}` is an empty list, expected folders of pictures")
     return tuple(_text(split, entry) for entry in (value if isinstance(value, list) else [value]))
 
 
@@ -146,7 +145,7 @@ def _texts(content: dict, key: str) -> tuple[tuple[str, str], ...]:
     """Returns a mapping between parts of paths."""
     value = content.get(key)
     if value is not None and not isinstance(value, dict):
-        raise DataError(f"`{key}` is {quoted(value)}, expected a mapping from what pictures have to what labels have")
+        raise UserError(f"`{key}` is {quoted(value)}, expected a mapping from what pictures have to what labels have")
     return tuple((_text(key, old), _text(key, new)) for old, new in (value or {}).items())
 
 
@@ -155,7 +154,7 @@ def _scales(value: object) -> Scales | None:
     try:
         return None if value is None else Scales.parse(str(value) if type(value) in (str, int, float) else "")
     except ValueError:
-        raise DataError(f"`scales` is {quoted(value)}, expected a list (0.5,1,2) or a range (0.5-2)") from None
+        raise UserError(f"`scales` is {quoted(value)}, expected a list (0.5,1,2) or a range (0.5-2)") from None
 
 
 def read_classes(content: dict, file: str) -> Classes:
@@ -166,20 +165,20 @@ def read_classes(content: dict, file: str) -> Classes:
         file: its name, for messages about labels.
 
     Raises:
-        DataError: names, colors, categories or the meaning of label values are missing or contradict each other.
+        UserError: names, colors, categories or the meaning of label values are missing or contradict each other.
     """
     names = _names(content)
     if len(names) == 1:
         names = ("background", *names)
     if len(set(names)) < len(names):
         twice = next(name for index, name in enumerate(names) if name in names[:index])
-        raise DataError(f"two classes have the name {quoted(twice)}; give each its own")
+        raise UserError(f"two classes have the name {quoted(twice)}; give each its own")
     given = {index: _color("colors", value) for index, value in _by_class(content, "colors", names)}
     _refuse_twice("colors", list(given.values()))
     if content.get("unmapped", "refuse") not in ("refuse", "ignore"):
-        raise DataError(f"`unmapped` is {quoted(content['unmapped'])}, expected refuse or ignore")
+        raise UserError(f"`unmapped` is {quoted(content['unmapped'])}, expected refuse or ignore")
     if content.get("label_mapping") and content.get("label_colors"):
-        raise DataError("it has label_mapping and label_colors; keep the one that its labels need")
+        raise UserError("it has label_mapping and label_colors; keep the one that its labels need")
     meaning = _colored_labels if content.get("label_colors") else _valued_labels
     labels = dataclasses.replace(meaning(content, names, file), unions=read_unions(content.get("unions"), names))
     if not content.get("colors"):  # those of the labels, the first of each class
@@ -191,33 +190,33 @@ def _names(content: dict) -> tuple[str, ...]:
     """Returns the names of the classes by train id, one or more."""
     names, count = content.get("names"), content.get("nc")
     if names is None and count is None:
-        raise DataError("it lacks `names` and `nc`; expected names: {0: road, 1: sidewalk}")
+        raise UserError("it lacks `names` and `nc`; expected names: {0: road, 1: sidewalk}")
     if count is not None and (type(count) is not int or count < 1):
-        raise DataError(f"`nc` is {quoted(count)}, expected the number of classes")
+        raise UserError(f"`nc` is {quoted(count)}, expected the number of classes")
     if names is None:
         names = [f"class_{index}" for index in range(min(count, MOST_CLASSES + 1))]
     if isinstance(names, dict):
         by_id = {_int(key): name for key, name in names.items()}
         if None in by_id:
             key = next(key for key in names if _int(key) is None)
-            raise DataError(f"`names` has the key {quoted(key)}, expected train ids: {{0: road, 1: sidewalk}}")
+            raise UserError(f"`names` has the key {quoted(key)}, expected train ids: {{0: road, 1: sidewalk}}")
         gap = next((index for index in range(len(names)) if index not in by_id), None)
         if gap is not None:
-            raise DataError(
+            raise UserError(
                 f"`names` lacks train id {gap}, but has {len(names)} names; expected ids from 0 without a gap"
             )
         names = [by_id[index] for index in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise DataError(f"`names` is {quoted(names)}, expected a list or a mapping from train ids to names")
+        raise UserError(f"`names` is {quoted(names)}, expected a list or a mapping from train ids to names")
     for index, name in enumerate(names):
         if not isinstance(name, str):
-            raise DataError(f'the name of class {index} is {quoted(name)}, no text; quote it, such as "no" or "1"')
+            raise UserError(f'the name of class {index} is {quoted(name)}, no text; quote it, such as "no" or "1"')
         if not name.strip() or not name.isprintable():
-            raise DataError(f"the name of class {index} is {quoted(name)}; expected text in one line")
+            raise UserError(f"the name of class {index} is {quoted(name)}; expected text in one line")
     if len(names) > MOST_CLASSES:
-        raise DataError(f"it has more than {MOST_CLASSES} classes; labels of one byte cannot tell them apart")
+        raise UserError(f"it has more than {MOST_CLASSES} classes; labels of one byte cannot tell them apart")
     if count not in (None, len(names)):
-        raise DataError(f"`nc` is {count}, but `names` has {len(names)}; correct one of them")
+        raise UserError(f"`nc` is {count}, but `names` has {len(names)}; correct one of them")
     return tuple(names)
 
 
@@ -227,7 +226,7 @@ def _by_class(content: dict, key: str, names: tuple[str, ...], ignored: bool = F
     if value is None:
         return []
     if not isinstance(value, (list, dict)):
-        raise DataError(f"`{key}` is {quoted(value)}, expected a mapping from train ids")
+        raise UserError(f"`{key}` is {quoted(value)}, expected a mapping from train ids")
     pairs = enumerate(value) if isinstance(value, list) else value.items()
     return [(_train_id(key, train_id, names, ignored), entry) for train_id, entry in pairs]
 
@@ -240,7 +239,7 @@ def _train_id(key: str, value: object, names: tuple[str, ...], ignored: bool) ->
     if train_id == IGNORE_INDEX and ignored:
         return train_id
     others = ", ignore_label" if ignored else ""
-    raise DataError(f"`{key}` has the train id {quoted(value)}, expected one of `names`, 0-{len(names) - 1}{others}")
+    raise UserError(f"`{key}` has the train id {quoted(value)}, expected one of `names`, 0-{len(names) - 1}{others}")
 
 
 def _int(value: object) -> int | None:
@@ -252,31 +251,31 @@ def _int(value: object) -> int | None:
 
 def _color(key: str, value: object) -> RGB:
     if not isinstance(value, list) or len(value) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in value):
-        raise DataError(f"`{key}` has {quoted(value)}, expected a color as [red, green, blue] of 0-255")
+        raise UserError(f"`{key}` has {quoted(value)}, expected a color as [red, green, blue] of 0-255")
     return tuple(value)
 
 
 def _refuse_twice(key: str, colors: list[RGB]) -> None:
     for index, color in enumerate(colors):
         if color in colors[:index]:
-            raise DataError(f"`{key}` has the color {list(color)} twice; give each class its own")
+            raise UserError(f"`{key}` has the color {list(color)} twice; give each class its own")
 
 
 def _categories(content: dict, names: tuple[str, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
     value = content.get("categories") or {}
     if not isinstance(value, dict):
-        raise DataError(f"`categories` is {quoted(value)}, expected a mapping such as {{flat: [0, 1]}}")
+        raise UserError(f"`categories` is {quoted(value)}, expected a mapping such as {{flat: [0, 1]}}")
     found: dict[str, tuple[int, ...]] = {}
     seen: dict[int, str] = {}
     for name, members in value.items():
         if not isinstance(name, str) or not isinstance(members, list):
-            raise DataError(
+            raise UserError(
                 f"`categories` has {quoted({name: members})}, expected a name and train ids: {{flat: [0, 1]}}"
             )
         found[name] = tuple(_train_id("categories", member, names, ignored=False) for member in members)
         for member in found[name]:
             if member in seen:
-                raise DataError(
+                raise UserError(
                     f"`categories` has class {member} in {quoted(seen[member])} and {quoted(name)}; expected once"
                 )
             seen[member] = name
@@ -287,14 +286,14 @@ def _mapping(content: dict, names: tuple[str, ...]) -> dict[int, int]:
     """Returns label_mapping without the values that no file can have."""
     value = content.get("label_mapping") or {}
     if not isinstance(value, dict):
-        raise DataError(f"`label_mapping` is {quoted(value)}, expected a mapping from values in the files to train ids")
+        raise UserError(f"`label_mapping` is {quoted(value)}, expected a mapping from values in the files to train ids")
     found: dict[int, int] = {}
     for key, target in value.items():
         number, train_id = _int(key), _train_id("label_mapping", target, names, ignored=True)
         if number is None:
-            raise DataError(f"`label_mapping` has the key {quoted(key)}, expected a value in the files, 0-255")
+            raise UserError(f"`label_mapping` has the key {quoted(key)}, expected a value in the files, 0-255")
         if found.setdefault(number, train_id) != train_id:
-            raise DataError(f"`label_mapping` has the value {number} twice; keep one")
+            raise UserError(f"`label_mapping` has the value {number} twice; keep one")
     return {number: train_id for number, train_id in found.items() if 0 <= number <= 255}
 
 
@@ -325,8 +324,8 @@ def _is_binary(content: dict) -> bool:
     return len(_names(content)) == 1
 
 
-def _one_class(key: str, names: tuple[str, ...]) -> DataError:
-    return DataError(
+def _one_class(key: str, names: tuple[str, ...]) -> UserError:
+    return UserError(
         f"`{key}` leaves one class: beside a single name, 0 is the background and 1 is {quoted(names[1])}; give 1 too"
     )
 

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from frames.classes import CITYSCAPES, IGNORE_INDEX, RGB, LabelFormat
+from utils import UserError
 
 # Where a name ends so, a picture is expected: one that cannot be read is a problem, not another kind of file.
 PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -35,22 +36,18 @@ _KINDS = {
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
 
 
-class DataError(Exception):
-    """A file or folder of the data set is not as expected; the message names it."""
-
-
 def read_image(path: str | Path, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     """Reads an image of any format that OpenCV decodes as (H, W, 3) RGB uint8.
 
     Grey images are converted and an alpha channel is dropped, unless OpenCV's flags say otherwise.
 
     Raises:
-        DataError: the file is missing, truncated, not an image, or has more than 8 bits per channel, whose range only
+        UserError: the file is missing, truncated, not an image, or has more than 8 bits per channel, whose range only
             its maker knows: divided by 256, 12 bits stored as 16 are black.
     """
     image = _decode(path, flags | cv2.IMREAD_ANYDEPTH, "picture")
     if image.dtype != np.uint8:
-        raise DataError(
+        raise UserError(
             f"the picture {path} has {8 * image.itemsize} bits a channel, expected 8: scale its values and save it anew"
         )
     return image
@@ -60,7 +57,7 @@ def read_label(path: str | Path, labels: LabelFormat = CITYSCAPES.labels) -> np.
     """Reads a label file as train ids: (H, W) uint8, those of classes and IGNORE_INDEX.
 
     Raises:
-        DataError: as read_label_values, or a value has no meaning.
+        UserError: as read_label_values, or a value has no meaning.
     """
     values = read_label_values(path, labels)
     check_values(path, np.flatnonzero(count_values(values)), labels)
@@ -73,13 +70,13 @@ def read_label_values(path: str | Path, labels: LabelFormat = CITYSCAPES.labels)
     Those are the indices of a palette PNG; where labels are pictures in color, the train ids of the colors.
 
     Raises:
-        DataError: the file is missing or damaged, a lossy format, in color where that is not expected or the other way
+        UserError: the file is missing or damaged, a lossy format, in color where that is not expected or the other way
             round, has more than 8 bits, or a color that has no meaning.
     """
     data = _read_file(path, "label")
     is_png = data[:4].tobytes() == b"\x89PNG"
     if _is_lossy(data):
-        raise DataError(f"{path} is lossy (JPEG, or WebP that is not lossless): its values changed; save labels as PNG")
+        raise UserError(f"{path} is lossy (JPEG, or WebP that is not lossless): its values changed; save labels as PNG")
     if labels.colors:
         return _colors_to_train_ids(path, _decode(path, cv2.IMREAD_UNCHANGED, "label", data), labels)
     if is_png and data.size > 25 and (data[25] == 3 or data[24] == 1):
@@ -94,7 +91,7 @@ def read_label_values(path: str | Path, labels: LabelFormat = CITYSCAPES.labels)
             advice = "save its values anew with one channel of 8 bits"
         else:
             advice = "a picture in color is not a label file, unless a description (.yaml) has its label_colors"
-        raise DataError(
+        raise UserError(
             f"{path} has {channels} channel(s) of {values.dtype}, expected one of uint8 with {labels.expected}; "
             f"{advice}"
         )
@@ -105,7 +102,7 @@ def _colors_to_train_ids(path: str | Path, image: np.ndarray, labels: LabelForma
     """Returns the (H, W) uint8 train ids of a label in color, decoded as OpenCV does."""
     if image.ndim != 3 or image.dtype != np.uint8:
         found = "one channel" if image.ndim == 2 else "more than 8 bits a channel"
-        raise DataError(
+        raise UserError(
             f"{path} has {found}, expected {labels.expected}; if it holds values, they need label_mapping instead"
         )
     image = image if image.shape[2] == 4 else cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)
@@ -116,7 +113,7 @@ def _colors_to_train_ids(path: str | Path, image: np.ndarray, labels: LabelForma
         some = [[int(color) >> shift & 255 for shift in (16, 8, 0)] for color in np.unique(packed[unknown])[:8]]
         listed = ", ".join(map(str, some))
         advice = labels.advice.replace("{values}", listed)
-        raise DataError(
+        raise UserError(
             f"{path} has other colors than those of the classes: {listed}; expected {labels.expected}{advice}"
         )
     return np.where(unknown, IGNORE_INDEX, found - 1).astype(np.uint8)
@@ -140,23 +137,23 @@ def count_values(values: np.ndarray) -> np.ndarray:
 
 
 def check_values(path: str | Path, found: np.ndarray, labels: LabelFormat) -> None:
-    """Raises DataError if a label file has values that have no meaning."""
+    """Raises UserError if a label file has values that have no meaning."""
     wrong = [int(value) for value in found if not labels.known[value]][:8]
     if wrong:
         advice = labels.advice.replace("{values}", ", ".join(f"{value}: ignore_label" for value in wrong))
-        raise DataError(f"{path} has values outside the label table: {wrong}; expected {labels.expected}{advice}")
+        raise UserError(f"{path} has values outside the label table: {wrong}; expected {labels.expected}{advice}")
     same = [int(value) for value in found if value in labels.alternatives]
     if len(same) > 1:
-        raise DataError(
+        raise UserError(
             f"{path} has the values {same}, which mean the same in masks of one class, expected one of them; if the "
             f"last should not count, write label_mapping: {{{same[-1]}: ignore_label}}"
         )
 
 
 def _check_regular(path: str | Path, what: str) -> None:
-    """Raises DataError for what is not a regular file: a pipe, say, could keep us waiting for ever."""
+    """Raises UserError for what is not a regular file: a pipe, say, could keep us waiting for ever."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise DataError(f"the {what} {path} is not a regular file; replace it or remove it")
+        raise UserError(f"the {what} {path} is not a regular file; replace it or remove it")
 
 
 def _read_file(path: str | Path, what: str) -> np.ndarray:
@@ -165,7 +162,7 @@ def _read_file(path: str | Path, what: str) -> np.ndarray:
         _check_regular(path, what)
         return np.fromfile(path, np.uint8)
     except OSError as error:
-        raise DataError(f"cannot read the {what} {path} ({error.strerror}); get it again or remove it") from None
+        raise UserError(f"cannot read the {what} {path} ({error.strerror}); get it again or remove it") from None
 
 
 def _decode(path: str | Path, flags: int, what: str, data: np.ndarray | None = None) -> np.ndarray:
@@ -177,10 +174,10 @@ def _decode(path: str | Path, flags: int, what: str, data: np.ndarray | None = N
         decoded = cv2.imdecode(data, flags) if whole else None
     except (cv2.error, MemoryError) as error:
         reason = getattr(error, "err", None) or "it does not fit into memory"
-        raise DataError(f"the {what} {path} cannot be decoded ({reason}); get it again or make it smaller") from None
+        raise UserError(f"the {what} {path} cannot be decoded ({reason}); get it again or make it smaller") from None
     if decoded is None:
         state = "an empty file" if not data.size else "damaged or no picture" if whole else "truncated"
-        raise DataError(f"the {what} {path} is {state}; get it again")
+        raise UserError(f"the {what} {path} is {state}; get it again")
     return decoded
 
 
@@ -191,7 +188,7 @@ def _decode_by_pillow(path: str | Path, data: np.ndarray) -> np.ndarray:
         with Image.open(io.BytesIO(data.tobytes())) as image:
             return np.array(image).astype(np.uint8)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"the label {path} cannot be decoded ({error}); get it again") from None
+        raise UserError(f"the label {path} cannot be decoded ({error}); get it again") from None
 
 
 def _is_lossy(data: np.ndarray) -> bool:
@@ -237,7 +234,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     """Returns the (height, width) of what read_image gives; the picture is only decoded where its header leaves doubts.
 
     Raises:
-        DataError: as read_image, of a picture that is decoded; of any other, its pixels may be damaged.
+        UserError: as read_image, of a picture that is decoded; of any other, its pixels may be damaged.
     """
     from PIL import Image
 
@@ -258,7 +255,7 @@ def png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
     """Returns height, width, bit depth and color type of a PNG with its end; None for any other format.
 
     Raises:
-        DataError: the file cannot be read, is empty or truncated; `what` it should hold is named.
+        UserError: the file cannot be read, is empty or truncated; `what` it should hold is named.
     """
     try:
         _check_regular(path, what)
@@ -268,9 +265,9 @@ def png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
                 return None
             whole = len(head) == 26 and png_end(file)
     except OSError as error:
-        raise DataError(f"cannot read the {what} {path} ({error.strerror}); get it again or remove it") from None
+        raise UserError(f"cannot read the {what} {path} ({error.strerror}); get it again or remove it") from None
     if not whole:
-        raise DataError(f"the {what} {path} is empty or truncated; get it again")
+        raise UserError(f"the {what} {path} is empty or truncated; get it again")
     return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big"), head[24], head[25]
 
 

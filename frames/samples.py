@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from frames.classes import CITYSCAPES, IGNORE_INDEX, Classes, LabelFormat
-from frames.images import DataError, png_header, read_image, read_label
+from frames.images import png_header, read_image, read_label
+from utils import UserError
 
 SPLITS = ("train", "val", "test")
 
@@ -70,7 +71,7 @@ class DataSet:
     Attributes:
         path: as the user named it.
         classes: of its labels.
-        find: returns the frames of a split; raises DataError.
+        find: returns the frames of a split; raises UserError.
         splits: those that it has.
         pictures: the folder below which a picture of it may be named.
         sample: returns a picture with its label, if it has one, or without.
@@ -90,7 +91,7 @@ def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Reads a frame and its label: (H, W, 3) RGB uint8 and (H, W) uint8 train ids, all ignored if there is no label.
 
     Raises:
-        DataError: as read_image and read_label, or the two differ in size.
+        UserError: as read_image and read_label, or the two differ in size.
     """
     image = read_image(sample.image)
     if sample.label is None:
@@ -110,10 +111,10 @@ def read_at_width(sample: Sample, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def same_size(sample: Sample, image: tuple[int, int], label: tuple[int, int]) -> None:
-    """Raises DataError if a frame and its label, whose sizes are given, differ in size."""
+    """Raises UserError if a frame and its label, whose sizes are given, differ in size."""
     if image != label:
         turned = ": if EXIF data turn the picture, turn its label too" if image == label[::-1] else ""
-        raise DataError(
+        raise UserError(
             f"{sample.image} is {image[0]}x{image[1]}, its label {sample.label} {label[0]}x{label[1]}; expected equal "
             f"sizes{turned}"
         )
@@ -123,7 +124,7 @@ def check_headers(samples: Sequence[Sample]) -> None:
     """Checks the heads and ends of PNG files for what would otherwise stop a run halfway.
 
     Raises:
-        DataError: a PNG is empty, truncated or has the wrong depth, a label the wrong channels, or sizes differ.
+        UserError: a PNG is empty, truncated or has the wrong depth, a label the wrong channels, or sizes differ.
     """
     for sample in samples:
         image = png_header(sample.image, "picture")

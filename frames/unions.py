@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from frames.classes import MOST_CLASSES, Classes, LabelFormat, plain_labels
-from frames.images import DataError
-from utils import quoted
+from utils import UserError, quoted
 
 Members = tuple[tuple[int, ...], ...]  # the train ids that each union of a run consists of
 
@@ -26,25 +25,25 @@ def read_unions(value: object, names: tuple[str, ...]) -> tuple[tuple[int, tuple
         names: of the classes.
 
     Raises:
-        DataError: it is no mapping from classes to lists of classes with themselves among them, or has a class twice.
+        UserError: it is no mapping from classes to lists of classes with themselves among them, or has a class twice.
     """
     if value is None:
         return ()
     if not isinstance(value, dict):
-        raise DataError(f"`unions` is {quoted(value)}, expected a mapping such as {{car: [car, truck, bus]}}")
+        raise UserError(f"`unions` is {quoted(value)}, expected a mapping such as {{car: [car, truck, bus]}}")
     seen: dict[str, str] = {}
     unions = []
     for name, members in value.items():
         if not isinstance(members, list):
-            raise DataError(f"`unions` has {quoted({name: members})}, expected names of classes: {{car: [car, truck]}}")
+            raise UserError(f"`unions` has {quoted({name: members})}, expected names of classes: {{car: [car, truck]}}")
         unknown = [one for one in (name, *members) if one not in names]
         if unknown:
-            raise DataError(f"`unions` names the class {quoted(unknown[0])}, which `names` lacks; correct one of them")
+            raise UserError(f"`unions` names the class {quoted(unknown[0])}, which `names` lacks; correct one of them")
         if name not in members:
-            raise DataError(f"`unions` has {quoted({name: members})}, which lacks {quoted(name)} itself; add it")
+            raise UserError(f"`unions` has {quoted({name: members})}, which lacks {quoted(name)} itself; add it")
         for member in members:
             if member in seen:
-                raise DataError(
+                raise UserError(
                     f"`unions` has the class {quoted(member)} in {quoted(seen[member])} and {quoted(name)}; expected "
                     "once"
                 )
@@ -85,11 +84,11 @@ class Unions(NamedTuple):
         """Returns the unions that label formats have.
 
         Raises:
-            DataError: ids of one byte are too few for them and the classes.
+            UserError: ids of one byte are too few for them and the classes.
         """
         members = tuple(sorted({members for labels in formats for _, members in labels.unions}))
         if classes + len(members) > MOST_CLASSES:
-            raise DataError(
+            raise UserError(
                 f"{classes} classes and {len(members)} unions are more than {MOST_CLASSES}, which labels of one byte "
                 "can tell apart; leave out some unions"
             )

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from frames.images import DataError
 from frames.samples import Read, Sample, read_pair
+from utils import UserError
 
 # What PyTorch and the system say when workers find no room for a batch that they hand over.
 _NO_SHARED_MEMORY = re.compile(r"shared memory|/torch_\d|No space left on device|Bus error|SemLock|sem_open")
@@ -62,7 +62,7 @@ def frame_loader(data: Dataset, workers: int, **options: object) -> DataLoader:
     """Returns a loader of a data set that has a ReadLog; iterate over it under naming_dead_workers.
 
     Raises:
-        DataError: there is no shared memory for workers.
+        UserError: there is no shared memory for workers.
     """
     if workers:
         try:
@@ -80,7 +80,7 @@ def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
     a batch.
 
     Raises:
-        DataError: a worker was killed (for memory, say) or crashed, and the frame that it was reading; or there was no
+        UserError: a worker was killed (for memory, say) or crashed, and the frame that it was reading; or there was no
             room in shared memory, or for an open file.
     """
     try:
@@ -94,7 +94,7 @@ def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
         if loader.num_workers and _NO_SHARED_MEMORY.search(text):
             raise _without_shared_memory(error) from None
         if loader.num_workers and _NO_FILES.search(text):
-            raise DataError(
+            raise UserError(
                 "the loader workers opened too many files: raise `ulimit -n`, or use fewer --workers"
             ) from None
         found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?([^.\n]*)", text)
@@ -106,7 +106,7 @@ def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
         samples = [data.samples[index] for index in map(data.log.index, pids) if index is not None]
         files = " and ".join(" or ".join(str(path) for path in (s.image, s.label) if path) for s in samples)
         where = f"while reading {files}; look at that file" if files else "between two frames"
-        raise DataError(
+        raise UserError(
             f"loader worker {found[1]} died ({found[2].strip()}) {where}; if memory ran out, use fewer --workers"
         ) from None
 
@@ -119,14 +119,14 @@ def _reported_death() -> RuntimeError | None:
         return error
 
 
-def _without_shared_memory(error: Exception) -> DataError:
+def _without_shared_memory(error: Exception) -> UserError:
     try:
         system = os.statvfs("/dev/shm")
         size = f"has {system.f_blocks * system.f_frsize / 2**20:,.0f} MiB"
     except (OSError, AttributeError):
         size = "is not there"
     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:120]
-    return DataError(
+    return UserError(
         f"no room in shared memory for the loader workers ({reason}): /dev/shm {size}; give a container more "
         "(docker run --shm-size=2g), use fewer --workers, or --workers 0, which needs none"
     )

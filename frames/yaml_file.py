@@ -8,8 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from frames.images import DataError
-from utils import quoted
+from utils import UserError, quoted
 
 MOST_BYTES = 1_000_000
 MOST_EXPANDED = 4 * MOST_BYTES  # nodes and characters; a file of MOST_BYTES without aliases has fewer
@@ -19,7 +18,7 @@ def load_yaml(path: str | Path) -> object:
     """Reads a YAML file as dicts, lists, strings, numbers, booleans, dates and None.
 
     Raises:
-        DataError: the file is missing, too large or no YAML; it has a key twice, a tag that constructs an object, an
+        UserError: the file is missing, too large or no YAML; it has a key twice, a tag that constructs an object, an
             alias of what contains it, or aliases that multiply.
     """
     text = _read_text(path)
@@ -29,32 +28,32 @@ def load_yaml(path: str | Path) -> object:
         if node is None:
             return None
         if _expanded(node, {}) > MOST_EXPANDED:
-            raise DataError(f"{path} has aliases (*name) that multiply without end; write out what they stand for")
+            raise UserError(f"{path} has aliases (*name) that multiply without end; write out what they stand for")
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         problem = error.problem if isinstance(error, _Refused) else _shortened(error.problem or error.context)
-        raise DataError(f"{path}{place}: {problem}; correct that line (YAML is indented with spaces)") from None
+        raise UserError(f"{path}{place}: {problem}; correct that line (YAML is indented with spaces)") from None
     except yaml.YAMLError as error:
-        raise DataError(f"{path} is no YAML ({_shortened(str(error))}); save it as plain text") from None
+        raise UserError(f"{path} is no YAML ({_shortened(str(error))}); save it as plain text") from None
     except RecursionError:
-        raise DataError(f"{path} is nested too deeply; expected a description of a few levels") from None
+        raise UserError(f"{path} is nested too deeply; expected a description of a few levels") from None
 
 
 def _read_text(path: str | Path) -> str:
     """Returns the text of a file of at most MOST_BYTES."""
     if not os.path.isfile(path):
         found = "is a folder" if os.path.isdir(path) else "is no file" if os.path.exists(path) else "does not exist"
-        raise DataError(f"{path} {found}; expected a YAML file that describes a data set")
+        raise UserError(f"{path} {found}; expected a YAML file that describes a data set")
     try:
         size = os.path.getsize(path)
         if size > MOST_BYTES:
-            raise DataError(f"{path} has {size:,} bytes, expected a description of at most {MOST_BYTES:,}")
+            raise UserError(f"{path} has {size:,} bytes, expected a description of at most {MOST_BYTES:,}")
         return Path(path).read_text(encoding="utf-8")  # PyYAML skips a byte order mark
     except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}); check its permissions") from None
+        raise UserError(f"cannot read {path} ({error.strerror}); check its permissions") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
 def _shortened(text: str | None) -> str:

@@ -28,7 +28,6 @@ import torch
 from _pytest.capture import FDCapture
 
 from frames.classes import LABELS
-from frames.images import DataError
 from model import FastSCNN
 from utils import run_cli, save_checkpoint
 
@@ -49,7 +48,7 @@ def call_main(script: str, *arguments: object) -> int:
     main = importlib.import_module(script.removesuffix(".py")).main
     sys.argv = [str(ROOT / script), *map(str, arguments)]
     try:
-        run_cli(main, DataError)
+        run_cli(main)
     except SystemExit as end:
         return end.code
     except BaseException:

@@ -9,7 +9,6 @@ import time
 import numpy as np
 
 from frames.cityscapes import find_samples
-from frames.images import DataError
 from frames.samples import Sample, Scales, read_pair
 from frames.workers import frame_loader, naming_dead_workers
 from training.augment import TrainSet
@@ -42,6 +41,6 @@ def load(root: str, name: str, how: str, start: str, seconds: float) -> int:
                 time.sleep(seconds)
 
     try:
-        run_cli(main, DataError)
+        run_cli(main)
     except SystemExit as end:
         return end.code

@@ -12,8 +12,8 @@ from conftest import assert_user_error, run_script
 from tiny_sets import describe, opened, put
 
 from frames.cache import open_cache
-from frames.images import DataError
 from inference.checkpoints import load_model
+from utils import UserError
 
 RNG = np.random.default_rng(0)
 TRAIN = ["--crop_h", "32", "--crop_w", "64", "--batch_size", "2", "--epochs", "2", "--save_step", "1", "--workers", "0"]
@@ -134,7 +134,7 @@ def test_a_cache_knows_what_label_values_mean(tmp_path) -> None:
     samples = opened(tmp_path, **keys, names=["a", "b"]).find("train")
     open_cache(tmp_path / "cache", samples)
     swapped = opened(tmp_path, **keys, names=["a", "b"], label_mapping={0: 1, 1: 0}).find("train")
-    with pytest.raises(DataError, match="had another meaning"):
+    with pytest.raises(UserError, match="had another meaning"):
         open_cache(tmp_path / "cache", swapped)
 
 

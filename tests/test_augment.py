@@ -14,7 +14,6 @@ from torchvision.transforms.v2 import functional as F
 
 from frames.cityscapes import find_samples
 from frames.classes import IGNORE_INDEX
-from frames.images import DataError
 from frames.samples import Scales
 from training.augment import (
     EpochSampler,
@@ -25,6 +24,7 @@ from training.augment import (
     paste_classes,
 )
 from training.crop import MEAN_COLOR, crop_image, crop_label, place_crop
+from utils import UserError
 
 LISTED = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 ONE = Scales((1.0,), False)
@@ -182,7 +182,7 @@ def test_last_batch_of_one_is_left_out() -> None:
     assert [len(batch) for batch in EpochSampler(6, 4, seed=0)] == [4, 2]
     seen = {index for batch in EpochSampler(6, 4, seed=0) for _, index in batch}
     assert seen == set(range(6))
-    with pytest.raises(DataError, match="at least 2"):
+    with pytest.raises(UserError, match="at least 2"):
         EpochSampler(1, 2, seed=0)
 
 

@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 from frames import cache
 from frames.cache import open_cache
 from frames.cityscapes import find_samples
-from frames.images import DataError
 from frames.samples import Scales, read_pair
 from frames.workers import loader_worker
 from training.augment import EpochSampler, TrainSet
@@ -108,7 +107,7 @@ def test_splits_share_a_folder(frames, tmp_path, capfd) -> None:
     opened = open_cache(tmp_path / "cache", train + val + val, workers=1)
     assert capfd.readouterr().out == "" and len(frame_files(tmp_path / "cache")) == 5
     np.testing.assert_array_equal(opened.read(val[1])[0], read_pair(val[1])[0])
-    with pytest.raises(DataError, match="does not hold"):
+    with pytest.raises(UserError, match="does not hold"):
         open_cache(tmp_path / "cache", train).read(val[0])
 
 
@@ -121,7 +120,7 @@ def build(data: str, folder: str, workers: int) -> int:
         print("equal", all(np.array_equal(opened.read(s)[i], read_pair(s)[i]) for s in samples for i in (0, 1)))
 
     try:
-        run_cli(main, DataError)
+        run_cli(main)
     except SystemExit as end:
         return end.code
 
@@ -252,7 +251,7 @@ def test_bad_caches_are_refused(frames, tmp_path, spoil) -> None:
     folder = tmp_path / "cache"
     open_cache(folder, both_splits(frames))
     words = spoil(frames, folder)
-    with pytest.raises((UserError, DataError)) as error:
+    with pytest.raises(UserError) as error:
         open_cache(folder, both_splits(frames))
     message = str(error.value)
     assert "\n" not in message and all(word in message for word in words), message
@@ -274,7 +273,7 @@ def test_what_the_message_says_to_do_helps(frames, tmp_path) -> None:
     folder, samples = tmp_path / "cache", find_samples(frames, "train")
     open_cache(folder, samples)
     os.utime(samples[0].image, ns=(0, 10**18))
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         open_cache(folder, samples)
     path = frame_files(folder)[0]
     assert f"remove {path}" in str(error.value)
@@ -330,7 +329,7 @@ def test_a_file_that_changes_during_a_run_is_named(frames, tmp_path) -> None:
     os.truncate(first, 5000)
     second.unlink()
     for sample, path in zip(samples, (first, second), strict=False):
-        with pytest.raises(DataError, match=path.name):
+        with pytest.raises(UserError, match=path.name):
             opened.read(sample)
 
 
@@ -340,7 +339,7 @@ def test_a_damaged_source_is_named_and_nothing_of_it_is_kept(frames, tmp_path) -
     data = bytearray(samples[1].image.read_bytes())
     data[len(data) // 2] ^= 0xFF
     samples[1].image.write_bytes(data)
-    with pytest.raises(DataError, match=samples[1].image.name):
+    with pytest.raises(UserError, match=samples[1].image.name):
         open_cache(tmp_path / "cache", samples, workers=1)
     assert samples[1].image.stem not in [path.stem for path in frame_files(tmp_path / "cache")]
 
@@ -353,5 +352,5 @@ def test_a_builder_that_dies_names_its_file(frames, tmp_path, monkeypatch) -> No
         return os.kill(os.getpid(), signal.SIGSEGV) if sample == samples[1] else read_pair(sample)
 
     monkeypatch.setattr(cache, "read_pair", fatal)
-    with pytest.raises(DataError, match=f"died.*{samples[1].image.name}"):
+    with pytest.raises(UserError, match=f"died.*{samples[1].image.name}"):
         open_cache(tmp_path / "cache", samples, workers=1)

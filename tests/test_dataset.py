@@ -20,9 +20,10 @@ from evaluation.prediction_files import PredictionWriter
 from frames.check import check_frames
 from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
-from frames.images import DataError, png_header, read_image, read_label
+from frames.images import png_header, read_image, read_label
 from frames.samples import Sample, check_headers, read_pair
 from frames.workers import FrameSet, frame_loader, naming_dead_workers
+from utils import UserError
 
 
 def test_frames_are_paired_by_name_and_sorted(frames) -> None:
@@ -63,10 +64,10 @@ def test_damaged_files_are_named(frames, damage: str, kind: str, capfd) -> None:
     path = sample.image if kind == "picture" else sample.label
     data = path.read_bytes()
     path.write_bytes({"half": data[: len(data) // 2], "no end": data[:-12], "empty": b"", "text": b"hello"}[damage])
-    with pytest.raises(DataError, match=path.name):
+    with pytest.raises(UserError, match=path.name):
         read_pair(sample)
     if damage != "text":  # what is no PNG at all may still be another format: only decoding tells
-        with pytest.raises(DataError, match=path.name):
+        with pytest.raises(UserError, match=path.name):
             check_headers(find_samples(frames, "train"))
 
 
@@ -76,14 +77,14 @@ def test_corrupt_middle_is_named(frames) -> None:
     data = bytearray(sample.image.read_bytes())
     data[len(data) // 2] ^= 0xFF
     sample.image.write_bytes(data)
-    with pytest.raises(DataError, match=sample.image.name):
+    with pytest.raises(UserError, match=sample.image.name):
         read_image(sample.image)
 
 
 def test_other_channels_are_converted_and_depths_refused(tmp_path) -> None:
     """A grey or transparent picture with another shape, or 12 bits of 16 divided by 256, which are black."""
     cv2.imwrite(str(tmp_path / "deep.png"), np.full((40, 50, 3), 2570, np.uint16))
-    with pytest.raises(DataError, match=r"deep\.png has 16 bits a channel, expected 8"):
+    with pytest.raises(UserError, match=r"deep\.png has 16 bits a channel, expected 8"):
         read_image(tmp_path / "deep.png")
     for name, picture in {
         "grey.png": np.full((40, 50), 100, np.uint8),
@@ -99,10 +100,10 @@ def test_label_values_outside_the_table_name_the_file(frames) -> None:
     label = cv2.imread(str(sample.label), cv2.IMREAD_UNCHANGED)
     label[3, 4] = 77
     cv2.imwrite(str(sample.label), label)
-    with pytest.raises(DataError, match=r"labelIds.png.*\[77\].*label ids 0-33"):
+    with pytest.raises(UserError, match=r"labelIds.png.*\[77\].*label ids 0-33"):
         read_label(sample.label)
     label[3, 4] = 19
-    with pytest.raises(DataError, match="train ids 0-18"):
+    with pytest.raises(UserError, match="train ids 0-18"):
         read_label(sample.label, CITYSCAPES_TRAIN_IDS)
 
 
@@ -168,7 +169,7 @@ def test_bytes_after_the_end_are_no_damage(tmp_path, ending: str) -> None:
     path.write_bytes(whole)
     assert read_image(path).shape == (64, 96, 3)
     path.write_bytes(whole[:-800])
-    with pytest.raises(DataError, match="truncated"):
+    with pytest.raises(UserError, match="truncated"):
         read_image(path)
 
 
@@ -177,7 +178,7 @@ def test_pictures_of_any_format_in_the_layout(frames) -> None:
     first, second, _ = find_samples(frames, "train")
     image = cv2.imread(str(first.image))
     cv2.imwrite(str(first.image.with_suffix(".jpg")), image, [cv2.IMWRITE_JPEG_QUALITY, 100])
-    with pytest.raises(DataError, match=r"_leftImg8bit.jpg and .*_leftImg8bit.png are the same frame"):
+    with pytest.raises(UserError, match=r"_leftImg8bit.jpg and .*_leftImg8bit.png are the same frame"):
         find_samples(frames, "train")
     first.image.unlink()
     second.image.rename(second.image.with_suffix(".PNG"))
@@ -208,9 +209,9 @@ def test_what_is_no_regular_file_is_named(frames) -> None:
     second.label.unlink()
     second.label.symlink_to("gone.png")
     for path in (first.image, second.label):
-        with pytest.raises(DataError, match=path.name):
+        with pytest.raises(UserError, match=path.name):
             check_frames([first if path == first.image else second], "train", CITYSCAPES, 0, False)
-        with pytest.raises(DataError, match=path.name):
+        with pytest.raises(UserError, match=path.name):
             (read_image if path == first.image else read_label)(path)
 
 
@@ -220,7 +221,7 @@ def test_a_header_of_a_giant_is_an_error_in_one_line(tmp_path) -> None:
     data[16:24] = (70000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(DataError, match=r"a\.png (cannot be decoded|is damaged)") as error:
+    with pytest.raises(UserError, match=r"a\.png (cannot be decoded|is damaged)") as error:
         read_image(tmp_path / "a.png")
     assert "\n" not in str(error.value)
 
@@ -315,7 +316,7 @@ def test_bad_data_stops_training_in_one_line(frames, tmp_path, spoil) -> None:
 def test_what_a_header_tells_is_found_before_the_first_batch(frames, spoil) -> None:
     """A label in colors somewhere in the data set, which ends a run only when its frame is drawn."""
     words = spoil(frames)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         for split in ("train", "val"):
             check_headers(find_samples(frames, split))
     assert all(word in str(error.value) for word in words), error.value
@@ -354,7 +355,7 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch(frames, monkeypatch) -> 
 
     monkeypatch.setattr("loading.time.sleep", signal_handler)
     lost = ConnectionResetError(104, "Connection reset by peer")
-    with pytest.raises(DataError, match=r"worker 123 died .killed.*while.*000001"), naming_dead_workers(loader):
+    with pytest.raises(UserError, match=r"worker 123 died .killed.*while.*000001"), naming_dead_workers(loader):
         raise lost
     monkeypatch.setattr("loading.time.sleep", lambda _: None)
     with pytest.raises(ConnectionResetError), naming_dead_workers(loader):
@@ -366,7 +367,7 @@ def test_a_frame_that_was_read_is_not_suspected(frames) -> None:
     loader = frame_loader(FrameSet(find_samples(frames, "train")), 1)
     assert len(list(loader)) == 3
     (worker,) = [pid for pid, _ in loader.dataset.log.slots.tolist() if pid > 0]
-    with pytest.raises(DataError, match=r"died .killed.* between two frames"), naming_dead_workers(loader):
+    with pytest.raises(UserError, match=r"died .killed.* between two frames"), naming_dead_workers(loader):
         raise RuntimeError(f"DataLoader worker (pid {worker}) is killed by signal: Killed. ")
 
 
@@ -377,7 +378,7 @@ def test_only_deaths_are_reworded(frames) -> None:
         raise RuntimeError("shape mismatch")
     data = loader.dataset
     data.samples[1].label.write_bytes(b"")
-    with pytest.raises(DataError, match="is an empty file"), naming_dead_workers(loader):
+    with pytest.raises(UserError, match="is an empty file"), naming_dead_workers(loader):
         list(loader)
 
 
@@ -389,12 +390,12 @@ def test_a_label_that_exif_data_did_not_turn_is_explained(tmp_path) -> None:
     image.save(tmp_path / "x.jpg", exif=exif)
     cv2.imwrite(str(tmp_path / "x.png"), np.full((40, 60), 7, np.uint8))
     sample = Sample("x", tmp_path / "x.jpg", tmp_path / "x.png")
-    with pytest.raises(DataError, match=r"x\.jpg is 60x40, .*x\.png 40x60; .*if EXIF data turn the picture"):
+    with pytest.raises(UserError, match=r"x\.jpg is 60x40, .*x\.png 40x60; .*if EXIF data turn the picture"):
         read_pair(sample)
 
 
 def test_a_file_in_place_of_the_folder_is_not_called_missing(tmp_path) -> None:
     """A description given to a script that reads the folder layout only, said not to be there."""
     (tmp_path / "data.yaml").write_text("train: images")
-    with pytest.raises(DataError, match=r"data\.yaml is a file; expected a folder in Cityscapes layout"):
+    with pytest.raises(UserError, match=r"data\.yaml is a file; expected a folder in Cityscapes layout"):
         find_samples(tmp_path / "data.yaml", "val")

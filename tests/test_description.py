@@ -17,7 +17,6 @@ from tiny_sets import NAMES, describe, opened, put
 
 from frames.classes import CITYSCAPES, IGNORE_INDEX, Classes
 from frames.description import KEYS, open_data, read_classes
-from frames.images import DataError
 from frames.samples import read_pair
 from utils import UserError
 
@@ -69,7 +68,7 @@ def test_masks_with_1_and_255_are_not_guessed(tmp_path: Path) -> None:
     label[1], label[2] = 1, 255
     put(tmp_path, "images/x.png")
     put(tmp_path, "masks/x.png", value=label)
-    with pytest.raises(DataError, match=r"\[1, 255\], which mean the same.*label_mapping: \{255: ignore_label\}"):
+    with pytest.raises(UserError, match=r"\[1, 255\], which mean the same.*label_mapping: \{255: ignore_label\}"):
         read_pair(opened(tmp_path, names=["crack"]).find("train")[0])
     read = read_pair(opened(tmp_path, names=["crack"], label_mapping={255: "ignore_label"}).find("train")[0])[1]
     np.testing.assert_array_equal(read, label)
@@ -111,7 +110,7 @@ def test_unmapped_values_name_the_line_that_helps(tmp_path: Path) -> None:
     put(tmp_path, "masks/x.png", value=np.arange(96, dtype=np.uint8).reshape(8, 12) % 13)
     keys = {"names": [f"c{i}" for i in range(11)]}
     with pytest.raises(
-        DataError,
+        UserError,
         match=r"masks/x\.png has values .*\[11, 12\]; expected train ids 0-10 and 255; .*"
         r"label_mapping: \{\.\.\., 11: ignore_label, 12: ignore_label\} or unmapped: ignore in data\.yaml",
     ):
@@ -142,7 +141,7 @@ def test_unknown_keys_give_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         f"warning: {tmp_path / 'data.yaml'}: unknown keys are not used: ['mask_dir', 'other']"
     ]
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(DataError, match="`download` is never run"):
+    with pytest.raises(UserError, match="`download` is never run"):
         opened(tmp_path, path="gone", download="x")
 
 
@@ -189,7 +188,7 @@ def test_bad_files_are_refused(case: str, tmp_path: Path, monkeypatch: pytest.Mo
     text, message = BAD_FILES[case]
     file = tmp_path / "data.yml"
     file.write_text(text, encoding="utf-8", newline="")
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         open_data(str(file))
     text = str(error.value).removeprefix(str(file))
     assert "\n" not in text and len(text) < 260 and os.listdir() == ["data.yml"]
@@ -255,7 +254,7 @@ def test_bad_files_are_refused(case: str, tmp_path: Path, monkeypatch: pytest.Mo
 )
 def test_contradictions_are_refused(keys: dict, message: str, tmp_path: Path) -> None:
     """A class that has no name, or that a value maps to though it does not exist: an index error, hours later."""
-    with pytest.raises(DataError, match=r"data\.yaml: .*" + message) as error:
+    with pytest.raises(UserError, match=r"data\.yaml: .*" + message) as error:
         opened(tmp_path, **keys)
     assert "\n" not in str(error.value)
 
@@ -279,22 +278,22 @@ def test_no_description_ends_in_a_traceback(tmp_path_factory: pytest.TempPathFac
         data = opened(root, **keys)
         for split in data.splits:
             data.find(split)
-    except DataError as error:
+    except UserError as error:
         assert "\n" not in str(error)
 
 
 def test_what_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback for a folder, a missing file, another encoding, or a package that is not installed."""
-    with pytest.raises(DataError, match=r"gone\.yaml does not exist"):
+    with pytest.raises(UserError, match=r"gone\.yaml does not exist"):
         open_data(str(tmp_path / "gone.yaml"))
     (tmp_path / "folder.yaml").mkdir()
-    with pytest.raises(DataError, match=r"folder\.yaml is a folder"):
+    with pytest.raises(UserError, match=r"folder\.yaml is a folder"):
         open_data(str(tmp_path / "folder.yaml"))
     os.mkfifo(tmp_path / "pipe.yaml")
-    with pytest.raises(DataError, match=r"pipe\.yaml is no file"):
+    with pytest.raises(UserError, match=r"pipe\.yaml is no file"):
         open_data(str(tmp_path / "pipe.yaml"))
     (tmp_path / "latin.yaml").write_bytes("names: [straße]".encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin\.yaml is not UTF-8 text \(byte 12\)"):
+    with pytest.raises(UserError, match=r"latin\.yaml is not UTF-8 text \(byte 12\)"):
         open_data(str(tmp_path / "latin.yaml"))
     real = builtins.__import__
 

@@ -15,12 +15,12 @@ from tiny_sets import describe, put
 from frames.cache import open_cache
 from frames.classes import CITYSCAPES, IGNORE_INDEX
 from frames.description import open_data
-from frames.images import DataError
 from frames.samples import DataSet, Scales, read_pair
 from inference.checkpoints import load_model
 from training.augment import TrainSet
 from training.frames import Frames, find_frames, padding
 from training.recipes import parse_args
+from utils import UserError
 
 NAMES = ["road", "sign", "car", "truck"]
 
@@ -91,7 +91,7 @@ def test_a_picture_with_two_labels_is_not_cached(sets, tmp_path) -> None:
     other = first.with_name("other.yaml")
     other.write_text(first.read_text().replace("7: 1", "7: 2"))
     frames, _ = found(first, other)
-    with pytest.raises(DataError, match=r"two data sets read .*0\.png with other labels.*leave out --cache"):
+    with pytest.raises(UserError, match=r"two data sets read .*0\.png with other labels.*leave out --cache"):
         open_cache(tmp_path / "cache", frames.train)
 
 

@@ -11,8 +11,8 @@ import pytest
 from tiny_sets import NAMES, describe, opened, pairs, put
 
 from frames.description import open_data
-from frames.images import DataError
 from frames.samples import read_pair
+from utils import UserError
 
 ONE = {"images/x.png": "masks/x.png"}
 
@@ -80,7 +80,7 @@ def test_root_is_beside_the_file_or_in_the_working_directory(one: Path, monkeypa
         assert data.pictures == one
     file = str(describe(one / "described", path="/nowhere", train="images", names=NAMES))
     assert len(open_data(file, one.name).find("train")) == 1
-    with pytest.raises(DataError, match=rf"`path` names '/nowhere', .*{one / 'described'}.*{one.parent}.*--data_root"):
+    with pytest.raises(UserError, match=rf"`path` names '/nowhere', .*{one / 'described'}.*{one.parent}.*--data_root"):
         open_data(file)
 
 
@@ -88,7 +88,7 @@ def test_validation_is_another_name_for_val(one: Path) -> None:
     """A data set whose file says `validation` has no split to score."""
     data = opened(one, validation="images")
     assert data.splits == ("train", "val") and pairs(data, "val") == ONE
-    with pytest.raises(DataError, match="has no `test`, only train, val"):
+    with pytest.raises(UserError, match="has no `test`, only train, val"):
         data.find("test")
 
 
@@ -221,7 +221,7 @@ def test_what_is_missing_is_named(files: list[str], keys: dict, message: str, tm
             (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
             if not name.endswith("/"):
                 path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         opened(tmp_path, **keys).find("train")
     assert re.match(r"\S*data\.yaml: ", str(error.value)) and "\n" not in str(error.value)
 

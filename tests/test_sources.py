@@ -14,7 +14,7 @@ import pytest
 
 from frames.cityscapes import cityscapes_folder
 from frames.folders import find_pictures
-from frames.images import DataError, irregular, read_image
+from frames.images import irregular, read_image
 from frames.samples import Sample
 from utils import UserError
 from viewing.sources import name_apart, open_source, read_picture
@@ -164,9 +164,9 @@ def test_a_photo_is_turned_upright(tmp_path: Path) -> None:
 def test_sixteen_bits_are_refused(channels: int, tmp_path: Path) -> None:
     """A depth map or a raw picture of 12 bits, divided by 256, is predicted as a night scene."""
     image = RNG.integers(0, 4096, (40, 48, channels), np.uint16)
-    with pytest.raises(DataError, match="16 bits a channel, expected 8"):
+    with pytest.raises(UserError, match="16 bits a channel, expected 8"):
         read_picture(save(tmp_path / "a.png", image))
-    with pytest.raises(DataError, match="32 bits a channel, expected 8"):
+    with pytest.raises(UserError, match="32 bits a channel, expected 8"):
         read_picture(save(tmp_path / "a.tif", image[..., :1].astype(np.float32)))
 
 
@@ -176,7 +176,7 @@ def test_size_that_no_memory_holds(tmp_path: Path) -> None:
     data[16:24] = struct.pack(">II", 60000, 60000)
     data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(DataError, match=r"a\.png cannot be decoded"):
+    with pytest.raises(UserError, match=r"a\.png cannot be decoded"):
         read_picture(tmp_path / "a.png")
 
 

@@ -18,11 +18,11 @@ from evaluation.evaluate import evaluate
 from evaluation.scores import Scores
 from frames.classes import CITYSCAPES, IGNORE_INDEX, Classes, plain_labels
 from frames.description import read_classes
-from frames.images import DataError
 from frames.samples import Sample, Scales, read_pair
 from frames.unions import Unions
 from inference.backends import Network
 from training.augment import TrainSet
+from utils import UserError
 
 NAMES = ["road", "car", "truck", "sign", "light", "bus"]
 UNIONS = {"car": ["truck", "car", "bus"], "sign": ["sign", "light"], "road": ["road"]}
@@ -59,7 +59,7 @@ def test_a_union_names_classes() -> None:
 )
 def test_unions_that_make_no_sense_are_refused(unions: object, message: str) -> None:
     """A misspelled class, or a pixel that two unions claim, found out from scores that are too low."""
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         classes_of(unions)
     assert "\n" not in str(error.value)
 
@@ -68,7 +68,7 @@ def test_more_ids_than_a_byte_has_are_refused() -> None:
     """The id of a union that wraps around is that of a class."""
     formats = [dataclasses.replace(plain_labels(253), unions=((0, (0, one)),)) for one in range(1, 4)]
     assert Unions.of(formats[:2], 253).table(formats[1])[0] == 254
-    with pytest.raises(DataError, match="253 classes and 3 unions are more than 255"):
+    with pytest.raises(UserError, match="253 classes and 3 unions are more than 255"):
         Unions.of(formats, 253)
 
 

@@ -15,7 +15,6 @@ import torch
 from conftest import ROOT
 
 from frames.folders import files_below
-from frames.images import DataError
 from model import FastSCNN
 from training.run_files import write_csv
 from utils import (
@@ -100,10 +99,10 @@ def test_folder_below_a_file_cannot_be_written(tmp_path) -> None:
 
 def test_message_of_a_worker_is_its_last_line() -> None:
     """An error in a loader worker arrives wrapped in that worker's traceback."""
-    wrapped = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nimages.DataError: bad.png\n"
-    assert _message(DataError(wrapped)) == "bad.png"
+    wrapped = "Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nimages.UserError: bad.png\n"
+    assert _message(UserError(wrapped)) == "bad.png"
     assert _message(UserError("plain")) == "plain"
-    assert _message(DataError(wrapped.replace("bad.png", "two\nlines: x.png"))) == r"two\nlines: x.png"
+    assert _message(UserError(wrapped.replace("bad.png", "two\nlines: x.png"))) == r"two\nlines: x.png"
 
 
 def test_names_with_line_ends_are_one_line() -> None:

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from frames.classes import IGNORE_INDEX
-from frames.images import DataError
 from frames.samples import Read, Sample, Scales, read_pair
 from frames.unions import Unions
 from frames.workers import ReadLog, frame_loader
 from training.crop import Crop, crop_image, crop_label, place_crop
+from utils import UserError
 
 ATTEMPTS = 10  # crops drawn in search of one without a dominant class. Source: mmsegmentation's RandomCrop
 
@@ -221,12 +221,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         part: rank and number of the processes; the batches are this rank's share.
 
     Raises:
-        DataError: there are too few frames for a batch.
+        UserError: there are too few frames for a batch.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, part: tuple[int, int] = (0, 1)):
         if length < 2 * part[1]:
-            raise DataError(
+            raise UserError(
                 f"found {length} training frame(s), expected at least {2 * part[1]}: a batch of one cannot train"
             )
         self.length = length

@@ -11,7 +11,6 @@ import distributed
 from frames.check import Check, check_frames
 from frames.cityscapes import train_ids_note
 from frames.classes import Classes
-from frames.images import DataError
 from frames.samples import DataSet, Sample, Scales
 from frames.unions import Unions
 from training.crop import padding_share
@@ -42,7 +41,7 @@ def find_frames(args: argparse.Namespace, data: DataSet, extra: Mapping[str, Dat
         extra: those that are named by --extra_data, by their path.
 
     Raises:
-        DataError: a file is missing or wrong, or no class has pixels.
+        UserError: a file is missing or wrong, or no class has pixels.
     """
     if args.train_split == "train+val":
         print("training on train+val: the validation scores below are on frames seen in training")
@@ -79,7 +78,7 @@ def find_unions(args: argparse.Namespace, samples: Iterable[Sample], classes: in
 
     Raises:
         UserError: --loss cannot learn them.
-        DataError: there are too many.
+        UserError: there are too many.
     """
     unions = Unions.of({sample.labels for sample in samples}, classes)
     if unions.members and args.loss == "bce":
@@ -136,7 +135,7 @@ def check_split(
     if distributed.is_first() and split != "test" and not check.problems:  # which may be all that is wrong
         try:
             check.refuse_unlabelled(extra)
-        except DataError as error:
+        except UserError as error:
             if not go_on:
                 raise
             check.problems[str(error)] = str(error), check.frames
@@ -152,7 +151,7 @@ def print_check(data: DataSet, extra: Mapping[str, DataSet], workers: int) -> No
         workers: loader processes.
 
     Raises:
-        DataError: there are problems.
+        UserError: there are problems.
     """
     splits = dict.fromkeys(("train", "val", *data.splits))
     problems = [problem for split in splits for problem in _print_split(data, split, workers)]
@@ -160,7 +159,7 @@ def print_check(data: DataSet, extra: Mapping[str, DataSet], workers: int) -> No
         problems += _print_split(added, "train", workers, path)
     if problems:
         others = f" (and {len(problems) - 1} other kinds of problems, listed above)" if problems[1:] else ""
-        raise DataError(problems[0] + others)
+        raise UserError(problems[0] + others)
 
 
 def _print_split(data: DataSet, split: str, workers: int, extra: str = "") -> list[str]:
@@ -168,7 +167,7 @@ def _print_split(data: DataSet, split: str, workers: int, extra: str = "") -> li
     title = f"extra data {extra}, " if extra else ""
     try:
         samples = data.find(split)
-    except DataError as error:
+    except UserError as error:
         needed = split != "test"  # which training does without
         print(f"{title}{split}: {'problem' if needed else 'not there'}: {error}", flush=True)
         return [str(error)] if needed else []

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from frames.folders import RESULT, _below, _choose, files_below, is_data
-from frames.images import PICTURES, DataError, irregular, is_picture, read_image, read_label
+from frames.images import PICTURES, irregular, is_picture, read_image, read_label
 from frames.samples import DataSet, Sample, same_size
 from inference.predictor import check_size
 from utils import UserError
@@ -146,14 +146,14 @@ def name_apart(samples: list[Sample]) -> list[Sample]:
 
 
 def read_picture(path: Path) -> tuple[np.ndarray, str]:
-    """Returns a picture as (H, W, 3) uint8 RGB, and a note if it was converted; DataError if it cannot be read."""
+    """Returns a picture as (H, W, 3) uint8 RGB, and a note if it was converted; UserError if it cannot be read."""
     if wrong := irregular(path):
-        raise DataError(f"the picture {path} {wrong}")
+        raise UserError(f"the picture {path} {wrong}")
     try:
         image = read_image(path, cv2.IMREAD_ANYCOLOR)
-    except DataError:
+    except UserError:
         if advice := phone_picture_advice(path):
-            raise DataError(f"the picture {path} {advice}") from None
+            raise UserError(f"the picture {path} {advice}") from None
         raise
     notes = ["animated, its first picture was taken"] if animation(path) else []
     if image.ndim == 2:
@@ -181,6 +181,6 @@ def _read(sample: Sample, labels: bool) -> Frame | Problem:
         if labels and sample.label:
             label = read_label(sample.label, sample.labels)
             same_size(sample, image.shape[:2], label.shape)
-    except (DataError, UserError) as error:
+    except UserError as error:
         return Problem(str(error))
     return Frame(sample.name, image, label, note)
