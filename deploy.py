@@ -17,14 +17,13 @@ import numpy as np
 
 from frames.folders import find_pictures
 from frames.images import read_image
-from inference.backends import FORMATS, Network, check_precision, export_metadata
 from inference.checkpoints import load_model
+from inference.engine import FORMATS, Engine, check_precision, export_metadata
 from inference.export import AGREEMENT, agreement, exported_aside, exported_files, safetensors_aside
 from inference.predictor import (
     add_side_flag,
     check_side,
     check_size,
-    load_predictor,  # noqa: F401  the documented import
 )
 from model import FastSCNN
 from street.scene import draw_scene
@@ -70,7 +69,7 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
 
 
 def check_agreement(
-    model: FastSCNN, network: Network, images: Sequence[np.ndarray], least: float, sizes: Sequence[tuple[int, int]]
+    model: FastSCNN, network: Engine, images: Sequence[np.ndarray], least: float, sizes: Sequence[tuple[int, int]]
 ) -> float:
     """Prints the share of pixels with PyTorch's label, at each (height, width) that the images are resized to.
 
@@ -98,7 +97,7 @@ def check_agreement(
 @contextlib.contextmanager
 def web_aside(
     model: FastSCNN, metadata: dict, site: FolderAside, weights: str, runtime: Path | None, images: Sequence[np.ndarray]
-) -> Iterator[Network]:
+) -> Iterator[Engine]:
     """Writes a site with the ONNX file in it; see site_aside, and exported_aside for the rest."""
     with (
         site_aside(site, weights, metadata, runtime) as path,

@@ -26,8 +26,8 @@ from frames.cityscapes import train_ids_note
 from frames.classes import Classes
 from frames.description import add_data_flags, open_data
 from frames.samples import SPLITS, Sample, check_headers, read_at_width, read_pair
-from inference.backends import Network
-from inference.predictor import add_backend_flags, check_choice, load_network
+from inference.engine import Engine
+from inference.predictor import add_backend_flags, choose_engine, load_engine
 from model import MIN_SIZE
 from utils import UserError, refuse_input, run_cli, writable_folder, write_file
 from web.report import WIDTH, WIDTHS, Report
@@ -121,7 +121,7 @@ def open_outputs(
 def score(
     args: argparse.Namespace,
     samples: Sequence[Sample],
-    network: Network,
+    network: Engine,
     metadata: dict,
     writer: PredictionWriter | None,
     report: Report | None,
@@ -156,7 +156,7 @@ def score(
     return 1 if writer and writer.refused else 0
 
 
-def label(args: argparse.Namespace, samples: Sequence[Sample], network: Network, writer: PredictionWriter) -> int:
+def label(args: argparse.Namespace, samples: Sequence[Sample], network: Engine, writer: PredictionWriter) -> int:
     """Predicts the test split; returns the exit status."""
     counts = label_pictures(network, samples, writer, workers=args.workers, keep=args.skip_existing)
     print(f"predictions: {writer.folder}: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
@@ -168,7 +168,7 @@ def main() -> int:
     args = build_parser().parse_args()
     check_args(args)
     chosen = args.model_weight, args.device, args.backend, args.precision
-    place = check_choice(*chosen, args.input_side)[2]
+    place = choose_engine(*chosen, args.input_side)[2]
     with (
         distributed.process_group(str(place), *(LABELLING if args.split == "test" else ())),
         contextlib.ExitStack() as stack,
@@ -177,7 +177,7 @@ def main() -> int:
         samples = data.find(args.split)
         if args.split != "test":  # there, a damaged picture is left out when it comes
             check_headers(samples)
-        network, metadata = load_network(*chosen, data.classes, args.input_side)
+        network, metadata = load_engine(*chosen, data.classes, args.input_side)
         writer, report = open_outputs(args, samples, data.classes)
         if report:
             stack.enter_context(report)

@@ -96,22 +96,21 @@ class FastSCNN(nn.Module):
         self.classifier = Classifier(num_classes, variant.dsconv_relu)
         self.aux_shallow = AuxiliaryHead(64, num_classes) if aux else None
         self.aux_context = AuxiliaryHead(128, num_classes) if aux else None
+        # For preprocess: they move with the network, and no weight file has them.
+        self.register_buffer("mean", 255 * torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Returns logits at the size of x; with auxiliary heads in training mode, a list (see the class)."""
-        logits, *auxiliary = self.logits(x)
+        """Returns the logits of normalised images (N, C, H, W) at their own size; see the class for training mode."""
+        logits, *auxiliary = self.logits(self.resize(x))
         logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=self.align_corners)
-        return [logits, *auxiliary] if auxiliary else logits
+        return [logits, *auxiliary] if auxiliary else logits  # (N, K, H, W)
 
     def logits(self, x: Tensor) -> list[Tensor]:
-        """Returns the logits before upsampling, (N, K, H/8, W/8) of what the network sees, then auxiliary ones.
+        """Returns the logits of normalised images before upsampling, then those of the auxiliary heads in training.
 
         H/8 and W/8 are rounded up; without padding in the first convolution they are those of H - 2 and W - 2.
         """
-        return self.logits_as_seen(self.resized(x))
-
-    def logits_as_seen(self, x: Tensor) -> list[Tensor]:
-        """Returns what logits does, for images that are resized already."""
         shallow = self.learning_to_downsample(x)  #           (N,  64, H/8,  W/8)
         context = self.global_feature_extractor(shallow)  #   (N, 128, H/32, W/32)
         fused = self.feature_fusion(shallow, context)  #      (N, 128, H/8,  W/8)
@@ -120,13 +119,17 @@ class FastSCNN(nn.Module):
             return [logits, self.aux_shallow(shallow), self.aux_context(context)]
         return [logits]
 
-    def prepared(self, images: Tensor) -> Tensor:
-        """Returns (N, H, W, 3) uint8 RGB images as the first layer sees them: (N, 3, h, w) float32."""
-        # Resized first: a photograph has up to 20 times as many pixels as the network sees.
-        return normalise_(self.resized(as_float(images)))
+    def options(self) -> dict:
+        """Returns what a weight file has to say to build this network again, in plain values."""
+        return {
+            "align_corners": self.align_corners,
+            "input_scale": self.input_scale,
+            "input_side": self.input_side,
+            "variant": self.variant._asdict(),
+        }
 
-    def resized(self, x: Tensor) -> Tensor:
-        """Returns images at the size at which the first layer sees them."""
+    def resize(self, x: Tensor) -> Tensor:
+        """Returns images (N, C, H, W) at the size at which the first layer sees them; see preprocess."""
         height, width = x.shape[-2:]
         # All in integers: the rounded float of a dynamic size cannot be exported.
         if self.input_side and not self.training:
@@ -141,11 +144,6 @@ class FastSCNN(nn.Module):
         # Rounded to the nearest pixel; of a thin picture, enough is left for every network.
         size = [_larger(MIN_SIZE, (2 * length * over + under) // (2 * under)) for length in (height, width)]
         return F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
-
-
-def _larger(a: int, b: int) -> int:
-    """Returns the larger of two numbers, which may be those of a traced size: max() would decide while it is traced."""
-    return (a + b + abs(a - b)) // 2
 
 
 class LearningToDownsample(nn.Module):
@@ -327,17 +325,26 @@ def bottlenecks(in_channels: int, out_channels: int, repeats: int, stride: int) 
     return nn.Sequential(first, *(Bottleneck(out_channels, out_channels, 1) for _ in range(repeats - 1)))
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Normalises (N, H, W, 3) uint8 RGB images for the network: (N, 3, H, W) float32, in channels-last memory."""
-    return normalise_(as_float(images))
+# From pictures to the input of the first layer.
 
 
-def as_float(images: Tensor) -> Tensor:
-    """Returns a copy of (N, H, W, 3) uint8 images as (N, 3, H, W) float32, 0 to 255, in channels-last memory."""
-    return images.float().permute(0, 3, 1, 2)
+def preprocess(images: Tensor, network: FastSCNN) -> Tensor:
+    """Turns pictures into the input of `FastSCNN.logits`: resized to what the network sees, then normalised.
+
+    Training, every engine, exported files and the benchmark prepare pictures by this function.
+
+    Args:
+        images: (N, H, W, 3) uint8 RGB.
+        network: gives input_side or input_scale, and the ImageNet statistics on its device.
+
+    Returns:
+        (N, 3, h, w) float32 in channels-last memory.
+    """
+    x = images.float().permute(0, 3, 1, 2)  # a copy, 0 to 255
+    x = network.resize(x)  # first: a photograph has up to 20 times as many pixels as the network sees
+    return x.sub_(network.mean).div_(network.std)
 
 
-def normalise_(x: Tensor) -> Tensor:
-    """Normalises (N, 3, H, W) float32 RGB images of 0 to 255, in place, and returns them."""
-    mean, std = (255 * torch.tensor(values, device=x.device).view(3, 1, 1) for values in (MEAN, STD))
-    return x.sub_(mean).div_(std)
+def _larger(a: int, b: int) -> int:
+    """Returns the larger of two numbers, which may be those of a traced size: max() would decide while it is traced."""
+    return (a + b + abs(a - b)) // 2

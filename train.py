@@ -26,8 +26,8 @@ from frames.classes import Classes
 from frames.description import open_data
 from frames.samples import DataSet, Read, Sample, read_pair
 from frames.workers import naming_dead_workers
-from inference.backends import torch_network
 from inference.checkpoints import build_model, check_state, initial_model
+from inference.torch_engine import torch_engine
 from model import FastSCNN
 from training.augment import EpochSampler, make_loader
 from training.console import epoch_line, print_start
@@ -161,7 +161,7 @@ class Trainer:
         # On a CPU, batch-norm statistics differ between processes: the first one's are scored.
         distributed.broadcast_from_first(self.learner.scored)
         return evaluate(
-            torch_network(self.learner.scored, self.learner.device, "fp32", compiled=False, classes=self.data.classes),
+            torch_engine(self.learner.scored, self.learner.device, classes=self.data.classes),
             self.val_samples,
             self.data.classes,
             workers=self.args.workers,

@@ -23,7 +23,7 @@ from frames.classes import IGNORE_INDEX, Classes
 from frames.samples import Read, Sample, read_pair
 from frames.unions import Members, Unions
 from frames.workers import FrameSet, frame_loader, naming_dead_workers
-from inference.backends import Network
+from inference.engine import Engine
 from inference.label_head import labels_from_logits
 from inference.predictor import check_size
 from training.losses import pixel_loss
@@ -69,7 +69,7 @@ class _WrittenByFirst:
 
 @torch.inference_mode()
 def evaluate(
-    network: Network,
+    network: Engine,
     samples: Sequence[Sample],
     classes: Classes,
     *,
@@ -118,7 +118,7 @@ def evaluate(
             sample = samples[place]
             check_size(images.shape[1:3], sample.image)
             if with_loss:
-                logits = network.run(images)
+                logits = network.logits(images)
                 labels = labels_from_logits(logits, images.shape[1:3], network.align_corners)
                 learnt = targets if table is None else torch.from_numpy(table)[targets.long()]
                 loss_sum += summed_loss(logits, learnt, network.align_corners, unions.members)

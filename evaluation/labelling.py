@@ -15,7 +15,7 @@ from evaluation.prediction_files import PredictionWriter
 from frames.images import read_image
 from frames.samples import Sample
 from frames.workers import ReadLog, as_it_is, frame_loader, naming_dead_workers
-from inference.backends import Network
+from inference.engine import Engine
 from inference.predictor import check_size
 from utils import UserError
 
@@ -49,7 +49,7 @@ class _Pictures(Dataset):
 
 @torch.inference_mode()
 def label_pictures(
-    network: Network, samples: Sequence[Sample], writer: PredictionWriter, *, workers: int = 0, keep: bool = False
+    network: Engine, samples: Sequence[Sample], writer: PredictionWriter, *, workers: int = 0, keep: bool = False
 ) -> dict[str, int]:
     """Labels pictures at their full size; of several processes, each writes its share, no picture twice.
 

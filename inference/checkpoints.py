@@ -1,94 +1,18 @@
-"""Weight files: loading, checking, and the network that they belong to."""
+"""From a weight file to a network: which classes its scores are for, and whether its weights fit Fast-SCNN."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from frames.classes import CITYSCAPES, MOST_CLASSES, Classes
-from inference.formats import foreign_file
-from inference.matching import HEADS, match_classes, reorder_heads, say
-from inference.published import PUBLISHERS, check_version, convert, describe, options, recognise
-from inference.safetensors_files import is_safetensors, read_safetensors
-from inference.wrappers import unwrap
-from model import INPUT_SIDES, FastSCNN, Variant
-from utils import UserError, check_finite, load_checkpoint
+from inference.weight_files import load_state, say
+from model import FastSCNN, Variant
+from utils import UserError
 
 AUX_HEADS = ("aux_shallow.", "aux_context.")
-
-
-def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Loads weights: a checkpoint of train.py, a state dict, or one that another trainer wrapped; see wrappers.unwrap.
-
-    The file is PyTorch's or safetensors'. Weights that others published are converted; see published.py.
-
-    Returns:
-        The state dict under our names, and the metadata of the file: align_corners, input_scale and input_side at
-        least, and variant for a network that is not the paper's.
-
-    Raises:
-        UserError: the file is missing, damaged, holds code, is of another kind, or has values that are not finite.
-    """
-    state, found, changes = unwrap(_load_file(path))
-    metadata = {"align_corners": False, "input_scale": 1.0, "input_side": 0, **found}
-    # In single precision before anything is computed from them: half precision would round an identity BN.
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    state, dropped = drop_profiler_buffers(state)
-    if changes:
-        say(f"{path}: {'; '.join(changes)}")
-    if dropped:
-        say(f"{path}: left out {len(dropped)} buffers of the profiler thop (total_ops, total_params)")
-    if publisher := recognise(state):
-        check_version(path, state, publisher)
-        say(f"{path}: {describe(publisher)}")
-        state, metadata = convert(state, publisher), {**metadata, **options(publisher)}
-    uncounted = [name for name in state if name.endswith(".running_mean") and _counter(name) not in state]
-    if uncounted:
-        say(f"{path}: {len(uncounted)} num_batches_tracked are missing, as in old files; nothing depends on them")
-        state |= {_counter(name): torch.tensor(0) for name in uncounted}
-    check_finite(path, state)
-    _check_metadata(path, metadata)
-    return state, metadata
-
-
-def _load_file(path: str | Path) -> dict:
-    if is_safetensors(path):
-        return read_safetensors(path)
-    try:
-        return load_checkpoint(path)
-    except UserError as error:
-        raise foreign_file(path, "a PyTorch file") or error from None
-
-
-def _check_metadata(path: str | Path, metadata: dict) -> None:
-    """Refuses metadata that describe no network.
-
-    Raises:
-        UserError: says what of them.
-    """
-    scale = metadata["input_scale"]
-    if not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
-        raise UserError(f"{path}: its metadata have an input_scale of {scale!r:.40}, expected a number above 0")
-    side, (low, high) = metadata["input_side"], INPUT_SIDES
-    if type(side) is not int or not low <= side <= high:
-        raise UserError(f"{path}: its metadata have an input_side of {side!r:.40}, expected {low} to {high}")
-    if not isinstance(metadata["align_corners"], bool):
-        raise UserError(
-            f"{path}: its metadata have align_corners {metadata['align_corners']!r:.40}, expected True or False"
-        )
-    known = [{}, *(publisher.variant._asdict() for publisher in PUBLISHERS)]
-    if metadata.get("variant", {}) not in known:
-        raise UserError(
-            f"{path}: its metadata have a network's variant that is not known here ({metadata['variant']!r:.80}); "
-            "a newer version of this repository may have written it"
-        )
-
-
-def _counter(running_mean: str) -> str:
-    return running_mean.removesuffix("running_mean") + "num_batches_tracked"
+HEADS = ("classifier.conv.", "aux_shallow.classes.", "aux_context.classes.")  # one row for each class
 
 
 def classes_of(path: str | Path, state: dict[str, Tensor], metadata: dict) -> Classes:
@@ -124,8 +48,8 @@ def build_model(state: dict[str, Tensor], metadata: dict, count: int, aux: bool 
         aux = all(any(name.startswith(head) for name in state) for head in AUX_HEADS)
     return FastSCNN(
         count,
-        align_corners=metadata["align_corners"],
         aux=aux,
+        align_corners=metadata["align_corners"],
         input_scale=float(metadata.get("input_scale", 1)),
         input_side=metadata.get("input_side", 0),
         variant=Variant(**metadata.get("variant", {})),
@@ -222,7 +146,33 @@ def check_state(path: str | Path, found: dict, expected: dict[str, Tensor]) -> N
         )
 
 
-def drop_profiler_buffers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns a state dict without the buffers that the profiler thop leaves behind, and the names it dropped."""
-    dropped = [name for name in state if name.rsplit(".", 1)[-1] in ("total_ops", "total_params")]
-    return {name: tensor for name, tensor in state.items() if name not in dropped}, dropped
+def match_classes(path: str | Path, found: Classes, wanted: Classes) -> list[int] | None:
+    """Compares the classes of a weight file with those that are wanted; a note on stderr says if they are taken.
+
+    Returns:
+        For each wanted class its place in the file; None if all are in their places.
+
+    Raises:
+        UserError: the classes are others; the message has the first that differs.
+    """
+    if found.names == wanted.names:
+        return None
+    if not found.named and len(found) == len(wanted):
+        say(f"{path} does not name its {len(found)} classes: taken for those of the data, in their order")
+        return None
+    if set(found.names) == set(wanted.names):
+        say(f"{path} has the classes of the data in another order: they are put into that of the data")
+        return [found.names.index(name) for name in wanted.names]
+    advice = "take other weights or data, or train these with --init_weights and --reset_head"
+    if not found.named:
+        raise UserError(f"{path} is for {len(found)} classes, the data has {len(wanted)}: {advice}")
+    index, ours, theirs = found.first_difference(wanted.names)
+    raise UserError(
+        f"{path} is for {len(found)} classes, the data has {len(wanted)}: class {index} is {ours[:40]!r} in the "
+        f"weights and {theirs[:40]!r} in the data; {advice}"
+    )
+
+
+def reorder_heads(state: dict[str, Tensor], order: list[int]) -> dict[str, Tensor]:
+    """Returns a state dict whose class scores are in another order; see match_classes."""
+    return {name: tensor[order] if name.startswith(HEADS) else tensor for name, tensor in state.items()}

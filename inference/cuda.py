@@ -1,6 +1,6 @@
 """The network on a CUDA GPU, recorded as CUDA graphs: one launch for an image instead of hundreds.
 
-This file imports only torch, folding.py and model.py, so that it runs on a bare GPU machine.
+This file imports only torch, folded.py and model.py, so that it runs on a bare GPU machine.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from inference.folding import DTYPES, fold
-from model import MEAN, STD, FastSCNN, pooling_matrix
+from inference.folded import FoldedNetwork
+from model import FastSCNN, pooling_matrix
 
 GRAPHS_KEPT = 8  # each for one image shape; all share the memory of their feature maps
 WARM_UPS = 3
@@ -115,33 +115,20 @@ class _Recording:
         return self.output.clone()
 
 
-class _Capturable(nn.Module):
-    """The folded network with all its constants on the device, as a CUDA graph cannot hold a copy from the host.
-
-    Args:
-        model: it is copied.
-        precision: fp32, bf16 or fp16.
-    """
+class _Capturable(FoldedNetwork):
+    """The folded network with its label head, all constants on the device: a graph holds no copy from the host."""
 
     def __init__(self, model: FastSCNN, precision: str):
-        super().__init__()
-        self.dtype = DTYPES[precision]
-        self.model = fold(model, precision)
-        self.register_buffer("mean", 255 * torch.tensor(MEAN))
-        self.register_buffer("std", 255 * torch.tensor(STD))
+        super().__init__(model, precision)
         self.matrices: dict[tuple[int, int], Tensor] = {}  # kilobytes for each length of the deepest map
         self.model.global_feature_extractor.pyramid_pooling.pool = self.pool
 
     def logits(self, images: Tensor) -> Tensor:
-        """Returns what Uint8Network does, but normalises before it resizes.
-
-        model.normalise_ would copy its constants from the host each time.
-        """
-        x = ((images - self.mean) / self.std).to(self.dtype)
-        return self.model.logits(x.permute(0, 3, 1, 2))[0].contiguous()
+        """Returns (N, K, h, w) float32 logits of (N, H, W, 3) uint8 pictures."""
+        return self(images).contiguous()
 
     def labels(self, images: Tensor) -> Tensor:
-        """Interpolates the logits to the images' size and takes the highest: (N, H, W) uint8."""
+        """Interpolates the logits to the pictures' size and takes the highest: (N, H, W) uint8."""
         logits = self.logits(images)
         logits = F.interpolate(
             logits, images.shape[1:3], mode="bilinear", align_corners=self.model.align_corners
@@ -156,5 +143,5 @@ class _Capturable(nn.Module):
     def matrix(self, length: int, bins: int) -> Tensor:
         """Returns pooling_matrix, computed once for each length; a graph's are computed by its warm-up."""
         if (length, bins) not in self.matrices:
-            self.matrices[length, bins] = pooling_matrix(length, bins, self.mean)
+            self.matrices[length, bins] = pooling_matrix(length, bins, self.model.mean)
         return self.matrices[length, bins]

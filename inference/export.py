@@ -16,10 +16,13 @@ import cv2
 import numpy as np
 import torch
 
-from inference.backends import FORMATS, Network, Uint8Network, check_precision, open_exported, require, torch_network
 from inference.checkpoints import load_model
-from inference.formats import METADATA
-from inference.safetensors_files import write_safetensors
+from inference.engine import FORMATS, Engine, check_precision, require
+from inference.folded import FoldedNetwork
+from inference.onnx_engine import onnx_engine
+from inference.openvino_engine import openvino_engine
+from inference.torch_engine import torch_engine
+from inference.weight_files import METADATA, write_safetensors
 from model import MIN_SIZE, FastSCNN
 from utils import write_file
 
@@ -39,7 +42,7 @@ def _kept(convolutions: Sequence[str]) -> list[str]:
 @contextlib.contextmanager
 def exported_aside(
     model: FastSCNN, metadata: dict, path: Path, format: str, images: Sequence[np.ndarray]
-) -> Iterator[Network]:
+) -> Iterator[Engine]:
     """Writes one file, or OpenVINO's pair, to a temporary folder; it becomes `path` when the block is left.
 
     An exception in the block removes what was written and leaves an earlier file at `path` as it was. What the block
@@ -47,7 +50,7 @@ def exported_aside(
 
     Args:
         model: it is copied.
-        metadata: from backends.export_metadata; `size` and `precision` decide what is written.
+        metadata: from engine.export_metadata; `size` and `precision` decide what is written.
         path: ends as FORMATS says.
         format: one of FORMATS.
         images: (H, W, 3) uint8 RGB of any sizes, for the calibration of int8.
@@ -73,7 +76,7 @@ def exported_aside(
                 _write_openvino(metadata, written, images)
             elif metadata["precision"] == "int8":
                 _quantise_onnx(written, images)
-        yield open_exported(written)[0]
+        yield (openvino_engine if format == "openvino" else onnx_engine)(written)[0]
         _replace_metadata(written, metadata)
         # OpenVINO's weights first: the .xml is what a reader opens.
         for file, content in reversed([*zip(exported_files(path), exported_files(written), strict=True)]):
@@ -81,7 +84,7 @@ def exported_aside(
 
 
 @contextlib.contextmanager
-def safetensors_aside(model: FastSCNN, metadata: dict, path: Path) -> Iterator[Network]:
+def safetensors_aside(model: FastSCNN, metadata: dict, path: Path) -> Iterator[Engine]:
     """Writes weights to a temporary folder and, when the block is left, to `path`; see exported_aside.
 
     Args:
@@ -98,7 +101,7 @@ def safetensors_aside(model: FastSCNN, metadata: dict, path: Path) -> Iterator[N
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, "network.safetensors")
         write_safetensors(written, model.state_dict(), metadata)
-        yield torch_network(load_model(written)[0], torch.device("cpu"), "fp32", compiled=False)
+        yield torch_engine(load_model(written)[0], torch.device("cpu"))
     write_safetensors(path, model.state_dict(), metadata)
 
 
@@ -128,7 +131,7 @@ def write_onnx(model: FastSCNN, metadata: dict, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            Uint8Network(model),
+            FoldedNetwork(model),
             (example,),
             input_names=["pictures"],
             output_names=["logits"],
@@ -216,13 +219,13 @@ def _quantise_onnx(path: Path, images: Sequence[np.ndarray]) -> None:
     write_file(path, proto.SerializeToString())
 
 
-def agreement(model: FastSCNN, network: Network, images: Sequence[np.ndarray]) -> float:
+def agreement(model: FastSCNN, engine: Engine, images: Sequence[np.ndarray]) -> float:
     """Returns the share of pixels to which an engine gives the label that PyTorch gives in single precision."""
-    reference = torch_network(model, torch.device("cpu"), "fp32", compiled=False)
+    reference = torch_engine(model, torch.device("cpu"))
     same = total = 0
     for image in images:
         batch = torch.from_numpy(image)[None]
-        equal = network.labels(batch) == reference.labels(batch)
+        equal = engine.labels(batch) == reference.labels(batch)
         same += int(equal.sum())
         total += equal.numel()
     return same / total

@@ -1,4 +1,4 @@
-"""From a weight file to labels on any engine: load_predictor, and load_network underneath it."""
+"""From a weight file to labels on any engine: load_predictor, and load_engine underneath it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,14 @@ import numpy as np
 import torch
 
 from frames.classes import Classes
-from inference.backends import (
-    FORMATS,
-    PRECISIONS,
-    Network,
-    backend_of,
-    check_precision,
-    export_metadata,
-    graph_network,
-    open_exported,
-    require,
-    torch_network,
-)
 from inference.checkpoints import load_model
+from inference.cuda import GraphNetwork
+from inference.engine import FORMATS, PRECISIONS, Engine, backend_of, check_precision, export_metadata, require
 from inference.export import write_onnx
-from model import INPUT_SIDES, MIN_SIZE
+from inference.onnx_engine import onnx_engine
+from inference.openvino_engine import openvino_engine
+from inference.torch_engine import torch_engine
+from model import INPUT_SIDES, MIN_SIZE, FastSCNN
 from utils import UserError, choose_device, keep_freed_memory
 
 
@@ -54,28 +47,28 @@ def check_side(input_side: int | None) -> None:
 
 
 class Predictor:
-    """Predicts train ids: (H, W, 3) uint8 RGB images in, (H, W) uint8 out.
+    """Predicts train ids: (H, W, 3) uint8 RGB pictures in, (H, W) uint8 out.
 
     Any memory layout is taken. Another number of channels, another type and a size below 32x32 are refused, not
     converted: only the caller knows what the values mean. viewing.sources.read_picture converts files.
 
     Args:
-        network: from load_network.
+        engine: from load_engine.
     """
 
-    def __init__(self, network: Network):
-        self.network = network
+    def __init__(self, engine: Engine):
+        self.engine = engine
 
     @property
     def classes(self) -> Classes:
         """What the train ids mean."""
-        return self.network.classes
+        return self.engine.classes
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Returns the labels of one image.
+        """Returns the labels of one picture.
 
         Raises:
-            UserError: the image has another shape or type, or is too small.
+            UserError: the picture has another shape or type, or is too small.
         """
         if not isinstance(image, np.ndarray):
             raise UserError(f"the picture is a {type(image).__name__}, expected a uint8 array (cv2.imread gives None)")
@@ -85,55 +78,29 @@ class Predictor:
             )
         check_size(image.shape[:2])
         image = np.require(image, requirements="CW")  # torch warns of memory that is not writable
-        return self.network.labels(torch.from_numpy(image)[None])[0].cpu().numpy()
+        return self.engine.labels(torch.from_numpy(image)[None])[0].cpu().numpy()
 
 
-def check_choice(
-    path: str | Path, device: str, backend: str | None, precision: str | None, input_side: int | None = None
-) -> tuple[str, str | None, torch.device]:
-    """Checks that a weight file, a device, a backend, a precision and a side go together, before anything is loaded.
-
-    Returns:
-        The backend, the precision and the device that the arguments stand for; the precision is None for an exported
-        file that decides it.
-
-    Raises:
-        UserError: see load_network.
-    """
-    exported = backend_of(path)
-    backend = backend or exported or "torch"
-    check_precision(backend, precision or "fp32")
-    if exported and backend != exported and (exported, backend) != ("onnx", "openvino"):  # OpenVINO reads both formats
-        raise UserError(f"{path} cannot run on backend {backend}: give the checkpoint, or leave --backend out")
-    if exported and not os.path.isfile(path):
-        raise UserError(f"no file at {path}; export one with deploy.py")
-    check_side(input_side)
-    if exported and input_side is not None:
-        raise UserError(f"--input_side is {input_side}, but {path} was exported with its own: give it to deploy.py")
-    if backend in FORMATS:
-        if device not in ("auto", "cpu"):
-            raise UserError(f"--device {device} was given, but {backend} runs on the CPU: use auto")
-        if precision == "int8" and not exported:
-            raise UserError(
-                f"int8 has to be calibrated: python deploy.py --model_weight {path} --precision int8 --pictures F"
-            )
-        require({"onnx": "onnxruntime"}.get(backend, backend), backend)
-        return backend, precision, torch.device("cpu")
-    place = choose_device(device)
-    if backend == "torch-graph" and place.type != "cuda":
-        raise UserError(f"backend torch-graph needs a CUDA device, found {place.type}; use torch")
-    return backend, precision or "fp32", place
+def load_predictor(
+    path: str | Path,
+    device: str = "auto",
+    backend: str | None = None,
+    precision: str | None = None,
+    input_side: int | None = None,
+) -> Predictor:
+    """Opens a checkpoint or an exported file; see load_engine."""
+    return Predictor(load_engine(path, device, backend, precision, None, input_side)[0])
 
 
-def load_network(
+def load_engine(
     path: str | Path,
     device: str = "auto",
     backend: str | None = None,
     precision: str | None = None,
     classes: Classes | None = None,
     input_side: int | None = None,
-) -> tuple[Network, dict]:
-    """Opens a checkpoint or an exported file on an engine.
+) -> tuple[Engine, dict]:
+    """Loads a weight file, then opens it on an engine.
 
     From then on the process keeps freed memory; see utils.keep_freed_memory.
 
@@ -146,42 +113,78 @@ def load_network(
         input_side: longer side, in pixels, at which the network sees a picture; 0: its own; None: as the file says.
 
     Returns:
-        The network, and the metadata of the file.
+        The engine, and the metadata of the file.
 
     Raises:
         UserError: as load_model; or the file, the backend, the precision, the device, the classes and the side do not
             go together.
     """
-    backend, precision, place = check_choice(path, device, backend, precision, input_side)
+    backend, precision, place = choose_engine(path, device, backend, precision, input_side)
     keep_freed_memory()
     if backend_of(path):
-        network, metadata = open_exported(path, backend, precision)
+        engine, metadata = _open_exported(path, backend, precision)
     else:
         model, metadata = load_model(path, input_side)
-        own = metadata["classes"]
-        if backend in FORMATS:
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "network.onnx"
-                write_onnx(model, export_metadata(model, "", "fp32", None, own), file)
-                network = open_exported(file, backend, precision)[0]
-        elif backend == "torch-graph":
-            network = graph_network(model, place, precision, own)
-        else:
-            network = torch_network(model, place, precision, backend == "torch-compile", own)
+        engine = _open_model(model, metadata["classes"], backend, precision, place)
     if side := metadata.get("input_side"):  # files of earlier versions have none
-        network = network._replace(name=f"{network.name}, input_side {side}")
-    return network if classes is None else network.for_classes(path, classes), metadata
+        engine = engine._replace(name=f"{engine.name}, input_side {side}")
+    return engine if classes is None else engine.for_classes(path, classes), metadata
 
 
-def load_predictor(
-    path: str | Path,
-    device: str = "auto",
-    backend: str | None = None,
-    precision: str | None = None,
-    input_side: int | None = None,
-) -> Predictor:
-    """Opens a checkpoint or an exported file; see load_network."""
-    return Predictor(load_network(path, device, backend, precision, None, input_side)[0])
+def choose_engine(
+    path: str | Path, device: str, backend: str | None, precision: str | None, input_side: int | None = None
+) -> tuple[str, str | None, torch.device]:
+    """Checks that a weight file, a device, a backend, a precision and a side go together, before anything is loaded.
+
+    Returns:
+        The backend, the precision and the device that the arguments stand for; the precision is None for an exported
+        file that decides it.
+
+    Raises:
+        UserError: see load_engine.
+    """
+    exported = backend_of(path)
+    backend = backend or exported or "torch"
+    check_precision(backend, precision or "fp32")
+    if exported and backend != exported and (exported, backend) != ("onnx", "openvino"):  # OpenVINO reads both formats
+        raise UserError(
+            f"--backend is {backend}, which {path} cannot run on: give the checkpoint, or leave --backend out"
+        )
+    if exported and not os.path.isfile(path):
+        raise UserError(f"no file at {path}: export one with deploy.py")
+    check_side(input_side)
+    if exported and input_side is not None:
+        raise UserError(f"--input_side is {input_side}, but {path} was exported with its own: give it to deploy.py")
+    if backend in FORMATS:
+        if device not in ("auto", "cpu"):
+            raise UserError(f"--device is {device}, expected auto or cpu for --backend {backend}")
+        if precision == "int8" and not exported:
+            raise UserError(
+                f"int8 has to be calibrated: python deploy.py --model_weight {path} --precision int8 --pictures F"
+            )
+        require({"onnx": "onnxruntime"}.get(backend, backend), backend)
+        return backend, precision, torch.device("cpu")
+    place = choose_device(device)
+    if backend == "torch-graph" and place.type != "cuda":
+        raise UserError(f"--backend torch-graph needs a CUDA device, found {place.type}: use torch")
+    return backend, precision or "fp32", place
+
+
+def _open_exported(path: str | Path, backend: str, precision: str | None) -> tuple[Engine, dict]:
+    return (openvino_engine if backend == "openvino" else onnx_engine)(path, precision)
+
+
+def _open_model(model: FastSCNN, classes: Classes, backend: str, precision: str | None, device: torch.device) -> Engine:
+    """Opens a network in memory; the engines that read files get it as an ONNX file."""
+    if backend in FORMATS:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "network.onnx"
+            write_onnx(model, export_metadata(model, "", "fp32", None, classes), file)
+            return _open_exported(file, backend, precision)[0]
+    if backend == "torch-graph":
+        graphs = GraphNetwork(model, device, precision)
+        return Engine(graphs.logits, model.align_corners, f"torch-graph {precision}", graphs.labels, classes)
+    return torch_engine(model, device, precision, classes)
 
 
 def add_backend_flags(parser: argparse.ArgumentParser) -> None:
@@ -198,5 +201,5 @@ def add_side_flag(parser: argparse.ArgumentParser) -> None:
         "--input_side",
         type=int,
         metavar="N",
-        help="longer side at which the network sees pictures; 0: their own; that of the weights if not given",
+        help="resize pictures to this longer side for the network; 0: their own size; that of the weights if not given",
     )

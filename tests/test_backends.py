@@ -26,8 +26,8 @@ from inference.backends import FORMATS, PRECISIONS, Uint8Network, export_metadat
 from inference.checkpoints import load_model
 from inference.export import AGREEMENT, agreement, exported_aside, write_onnx
 from inference.folding import fold_batch_norm, split_into_strips
-from inference.formats import METADATA
-from inference.predictor import load_network, load_predictor
+from inference.weight_files import METADATA
+from inference.predictor import load_engine, load_predictor
 from inference.threads import Threads
 from model import FastSCNN, normalise
 from street.scene import draw_scene
@@ -113,7 +113,7 @@ def test_strips_are_the_whole(height: int, width: int, cells: int, batch: int) -
     split_into_strips(split, Threads())
     split.learning_to_downsample.layers.register_forward_hook(lambda *call: sizes.add(call[2].shape[2]))
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference.folding.STRIP", cells)
+        patch.setattr("inference.folded.STRIP", cells)
         torch.testing.assert_close(split.logits(x)[0], whole.logits(x)[0])
     assert max(sizes) <= max(1, 8 * cells // width) + 1
 
@@ -144,7 +144,7 @@ def test_labels_are_enlarged_as_the_weights_were_trained(align_corners: bool, mo
 @pytest.mark.parametrize(("backend", "precision"), [("torch", "fp32"), ("torch", "bf16"), ("openvino", "bf16")])
 def test_labels_of_a_checkpoint_agree(backend: str, precision: str, model, traced_once) -> None:
     """An engine or a precision that predicts something else."""
-    network = load_network(WEIGHTS, "auto", backend, precision)[0]
+    network = load_engine(WEIGHTS, "auto", backend, precision)[0]
     assert network.name == f"{backend} {precision}, input_side 1024"
     street = cv2.imread(str(ROOT / "docs" / "street_input.jpg"))[..., ::-1].copy()
     assert agreement(model, network, [street]) >= {"fp32": 1.0, "bf16": 0.99}[precision]
@@ -153,7 +153,7 @@ def test_labels_of_a_checkpoint_agree(backend: str, precision: str, model, trace
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
 def test_dynamic_file_is_right_at_every_size(backend: str, exported, model, pictures) -> None:
     """A pooling matrix that was traced as a constant gives wrong logits at every other size, without an error."""
-    network, metadata = load_network(exported, "auto", backend)
+    network, metadata = load_engine(exported, "auto", backend)
     assert metadata["classes"][0] == "road" and metadata["palette"][0] == list(CITYSCAPES.colors[0])
     for picture in pictures:
         batch = torch.from_numpy(picture)[None]
@@ -182,7 +182,7 @@ def test_exported_enlargement(backend, options, tmp_path, pictures) -> None:
     torch.manual_seed(0)
     model = random_statistics(FastSCNN(**options))
     write_onnx(model, export_metadata(model, "", "fp32", None), tmp_path / "n.onnx")
-    network, metadata = load_network(tmp_path / "n.onnx", backend=backend)
+    network, metadata = load_engine(tmp_path / "n.onnx", backend=backend)
     assert options.items() <= metadata.items()
     for picture in [*pictures, pictures[0].transpose(1, 0, 2).copy()]:
         batch = torch.from_numpy(picture)[None]
@@ -202,12 +202,12 @@ def test_a_file_of_one_size_refuses_others(pair, pictures) -> None:
 def test_a_file_is_opened_only_as_what_it_is(pair, exported) -> None:
     """A precision or an engine that a file does not have, and an answer in another one."""
     with pytest.raises(UserError, match="is of fp16, asked for int8"):
-        load_network(pair, precision="int8")
+        load_engine(pair, precision="int8")
     with pytest.raises(UserError, match="is fp32, asked for int8"):
-        load_network(exported, precision="int8")
+        load_engine(exported, precision="int8")
     for path, backend in ((pair, "onnx"), (pair, "torch"), (exported, "torch-graph")):
         with pytest.raises(UserError, match=f"cannot run on backend {backend}: give the checkpoint"):
-            load_network(path, "auto", backend)
+            load_engine(path, "auto", backend)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -252,11 +252,11 @@ def test_foreign_and_damaged_files_are_refused(tmp_path, exported) -> None:
         onnx.save(proto, tmp_path / f"{name}.onnx")
         for backend in ("onnx", "openvino"):
             with pytest.raises(UserError, match=message):
-                load_network(tmp_path / f"{name}.onnx", "auto", backend)
+                load_engine(tmp_path / f"{name}.onnx", "auto", backend)
     (tmp_path / "half.onnx").write_bytes(exported.read_bytes()[:100_000])
     for backend in ("onnx", "openvino"):
         with pytest.raises(UserError, match=r"half.onnx is damaged"):
-            load_network(tmp_path / "half.onnx", "auto", backend)
+            load_engine(tmp_path / "half.onnx", "auto", backend)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_missing_packages_are_named(backend: str, name: str, monkeypatch: pytest
     """An import error that does not say what to install."""
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"needs the package {name}: pip install -r requirements-deploy.txt"):
-        load_network(WEIGHTS, "auto", backend)
+        load_engine(WEIGHTS, "auto", backend)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_openvino_pairs_that_are_refused(spoil, pair, tmp_path) -> None:
     xml, weights = (Path(shutil.copy(pair.with_suffix(suffix), tmp_path)) for suffix in (".xml", ".bin"))
     words = spoil(xml, weights)
     with pytest.raises(UserError) as error:
-        load_network(xml)
+        load_engine(xml)
     assert words in str(error.value) and "\n" not in str(error.value) and "Exception" not in str(error.value)
 
 
@@ -434,7 +434,7 @@ def test_exported_weights_that_are_not_finite_are_refused(exported, tmp_path) ->
     openvino.save_model(graph, tmp_path / "n.xml", compress_to_fp16=False)
     for file, backend in (("n.onnx", "onnx"), ("n.onnx", "openvino"), ("n.xml", "openvino")):
         with pytest.raises(UserError, match=r"n\.(onnx|xml): 27 of 864 values of .* are infinite or not a number"):
-            load_network(tmp_path / file, "auto", backend)
+            load_engine(tmp_path / file, "auto", backend)
 
 
 def test_exported_files_of_any_name_are_read(exported, pair, tmp_path, monkeypatch) -> None:
@@ -444,11 +444,11 @@ def test_exported_files_of_any_name_are_read(exported, pair, tmp_path, monkeypat
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(exported, name)
         for backend in ("onnx", "openvino"):
-            assert load_network(name, "auto", backend)[0].name == f"{backend} fp32, input_side 1024"
+            assert load_engine(name, "auto", backend)[0].name == f"{backend} fp32, input_side 1024"
     for xml, weights in (("N.XML", "N.BIN"), ("M.XML", "M.bin"), ("\udcff.xml", "\udcff.bin")):
         shutil.copy(pair, xml)
         shutil.copy(pair.with_suffix(".bin"), weights)
-        assert load_network(xml)[0].name == "openvino fp16, input_side 1024"
+        assert load_engine(xml)[0].name == "openvino fp16, input_side 1024"
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ def test_files_under_another_name_are_named(name, content, words: str, pair, tmp
         shutil.copy(pair.with_suffix(suffix), tmp_path / f"n{suffix}")
     (tmp_path / name).write_bytes(WEIGHTS.read_bytes() if content is None else content)
     with pytest.raises(UserError, match=re.escape(words)):
-        load_network(tmp_path / name.replace(".bin", ".xml"))
+        load_engine(tmp_path / name.replace(".bin", ".xml"))
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -493,7 +493,7 @@ def test_an_export_that_agrees_less_can_be_accepted(format, tmp_path, traced_onc
     assert_user_error(run_script("deploy.py", *flags, cwd=tmp_path), words)
     result = run_script("deploy.py", *flags, "--least_agreement", 0.98, cwd=tmp_path)
     assert result.returncode == 0 and "(at least 98 %)" in result.stdout, result.stderr
-    network, metadata = load_network(tmp_path / output)
+    network, metadata = load_engine(tmp_path / output)
     assert metadata["least_agreement"] == 0.98 and metadata["agreement"] == 1.0
     assert metadata["precision"] == "fp32" and network.labels(torch.zeros(1, 64, 96, 3, dtype=torch.uint8)).any()
     for share in (1.5, -0.1, "nan"):
@@ -536,7 +536,7 @@ def test_an_export_of_any_name_is_written(tmp_path, traced_once) -> None:
     flags = ["--model_weight", WEIGHTS, "--format", "openvino", "--height", 64, "--width", 96]
     result = run_script("deploy.py", *flags, "--output", name, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert load_network(tmp_path / name)[0].name == "openvino fp32, input_side 1024"
+    assert load_engine(tmp_path / name)[0].name == "openvino fp32, input_side 1024"
     assert len(list(tmp_path.rglob("*"))) == 3
 
 

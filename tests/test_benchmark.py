@@ -22,7 +22,7 @@ from benchmark import size_row
 from frames.cityscapes import find_samples
 from frames.samples import read_pair
 from inference.checkpoints import load_model
-from inference.predictor import load_network
+from inference.predictor import load_engine
 from model import normalise
 from speed import folders, predictions, training
 from speed.load import Load
@@ -113,7 +113,7 @@ def test_baseline_predicts_what_every_engine_does() -> None:
         expected = model(normalise(images)).argmax(1)
     assert len(expected.unique()) > 2 and (labels == expected).float().mean() > 0.999
     assert logits.is_contiguous()
-    network, _ = load_network(WEIGHTS)
+    network, _ = load_engine(WEIGHTS)
     torch.testing.assert_close(network.run(images), logits, atol=1e-3, rtol=1e-3)
 
 

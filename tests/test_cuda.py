@@ -14,7 +14,7 @@ from inference import cuda
 from inference.backends import graph_network, torch_network
 from inference.checkpoints import load_model
 from inference.cuda import GraphNetwork
-from inference.predictor import load_network
+from inference.predictor import load_engine
 from model import FastSCNN, normalise
 from street.scene import draw_scene
 
@@ -177,7 +177,7 @@ def test_threads_on_streams_of_their_own_and_dropped_graphs(model, monkeypatch: 
 @needs_gpu
 def test_torch_graph_is_a_backend(model) -> None:
     """A backend that only the benchmark runs."""
-    network, _ = load_network(WEIGHTS, "cuda", "torch-graph", "bf16")
+    network, _ = load_engine(WEIGHTS, "cuda", "torch-graph", "bf16")
     images = scenes(1, 97, 131)
     with torch.no_grad():
         expected = model(normalise(images)).argmax(1)

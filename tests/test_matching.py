@@ -8,7 +8,7 @@ import torch
 
 from frames.classes import CITYSCAPES, Classes, distinct_colors, plain_labels
 from inference.checkpoints import initial_model, load_model
-from inference.predictor import load_network
+from inference.predictor import load_engine
 from model import FastSCNN
 from utils import UserError, save_checkpoint
 
@@ -37,10 +37,10 @@ def weights(tmp_path):
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
 def test_classes_in_another_order_are_mapped(weights, capsys, backend: str) -> None:
     """Scores of a car where the data has the sky: near zero, and no error."""
-    plain, _ = load_network(weights, "cpu", backend)
+    plain, _ = load_engine(weights, "cpu", backend)
     assert plain.classes.names == ("road", "car", "sky")
     assert "order" not in capsys.readouterr().err
-    mapped, _ = load_network(weights, "cpu", backend, classes=classes_named("sky", "road", "car"))
+    mapped, _ = load_engine(weights, "cpu", backend, classes=classes_named("sky", "road", "car"))
     assert "in another order" in capsys.readouterr().err
     assert torch.equal(mapped.run(IMAGE), plain.run(IMAGE)[:, [2, 0, 1]])
     assert torch.equal(torch.tensor([1, 2, 0], dtype=torch.uint8)[plain.labels(IMAGE).long()], mapped.labels(IMAGE))
@@ -62,7 +62,7 @@ def test_other_names_are_refused_and_reset_all_heads(weights, capsys) -> None:
     """Three classes that are taken for three others, since the shapes fit."""
     other = classes_named("road", "bus", "sky")
     with pytest.raises(UserError, match=r"class 1 is 'car' in the weights and 'bus' in the data.*--reset_head"):
-        load_network(weights, "cpu", classes=other)
+        load_engine(weights, "cpu", classes=other)
     with pytest.raises(UserError, match="class 1 is 'car' in the weights and 'bus' in the data"):
         initial_model(weights, other, aux=True, reset_head=False)
     state = torch.load(weights)["model"]
@@ -83,12 +83,12 @@ def test_weights_without_names(tmp_path, capsys) -> None:
     torch.save(FastSCNN(19).state_dict(), tmp_path / "nineteen.pth")
     assert load_model(tmp_path / "nineteen.pth")[1]["classes"] is CITYSCAPES
     assert load_model(tmp_path / "three.pth")[1]["classes"].names == ("class_0", "class_1", "class_2")
-    network, _ = load_network(tmp_path / "three.pth", "cpu", classes=classes_named("a", "b", "c"))
+    network, _ = load_engine(tmp_path / "three.pth", "cpu", classes=classes_named("a", "b", "c"))
     assert network.classes.names == ("a", "b", "c") and "does not name its 3 classes" in capsys.readouterr().err
     with pytest.raises(UserError, match="is for 3 classes, the data has 19"):
-        load_network(tmp_path / "three.pth", "cpu", classes=CITYSCAPES)
+        load_engine(tmp_path / "three.pth", "cpu", classes=CITYSCAPES)
     with pytest.raises(UserError, match="class 0 is 'road' in the weights and 'c0' in the data"):
-        load_network(tmp_path / "nineteen.pth", "cpu", classes=classes_named(*(f"c{index}" for index in range(19))))
+        load_engine(tmp_path / "nineteen.pth", "cpu", classes=classes_named(*(f"c{index}" for index in range(19))))
 
 
 def test_names_that_do_not_fit_the_scores_are_refused(tmp_path) -> None:

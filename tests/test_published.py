@@ -23,7 +23,7 @@ from inference.checkpoints import initial_model, load_model, load_state
 from inference.cuda import GraphNetwork
 from inference.export import write_onnx
 from inference.folding import split_into_strips
-from inference.predictor import load_network
+from inference.predictor import load_engine
 from inference.published import MMSEGMENTATION, ORIGINAL, TRAMAC, Publisher
 from inference.threads import Threads
 from model import FastSCNN, Variant, normalise
@@ -209,11 +209,11 @@ def test_auxiliary_heads_serve_fine_tuning(name: str, files, capsys) -> None:
 @pytest.mark.parametrize("name", PUBLISHERS)
 def test_engines_agree_at_odd_sizes(name: str, files, tmp_path, monkeypatch) -> None:
     """An engine that rounds a size in another way than the network: logits shifted, or an error of some inner layer."""
-    monkeypatch.setattr("inference.folding.STRIP", 16)  # several strips in these small pictures too
+    monkeypatch.setattr("inference.folded.STRIP", 16)  # several strips in these small pictures too
     model = load_model(files[name])[0]
     write_onnx(model, export_metadata(model, "", "fp32", None), tmp_path / "n.onnx")
-    engines = [load_network(files[name], "cpu", "torch", precision)[0] for precision in ("fp32", "bf16")]
-    engines += [load_network(tmp_path / "n.onnx", "cpu", backend)[0] for backend in ("onnx", "openvino")]
+    engines = [load_engine(files[name], "cpu", "torch", precision)[0] for precision in ("fp32", "bf16")]
+    engines += [load_engine(tmp_path / "n.onnx", "cpu", backend)[0] for backend in ("onnx", "openvino")]
     for height, width in SIZES:
         images = torch.from_numpy(draw_scene(0, height, width)[0])[None]
         with torch.no_grad():
@@ -246,7 +246,7 @@ def test_strips_are_the_whole_without_padding(height: int, width: int, cells: in
     whole.input_scale = split.input_scale = scale
     split_into_strips(split, Threads())
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference.folding.STRIP", cells)
+        patch.setattr("inference.folded.STRIP", cells)
         torch.testing.assert_close(split.logits(x)[0], whole.logits(x)[0])
 
 

@@ -29,7 +29,7 @@ from evaluation.scores import Scores
 from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES, Classes, LabelFormat, distinct_colors, plain_labels
 from frames.samples import Sample, read_pair
-from inference.predictor import load_network
+from inference.predictor import load_engine
 from utils import UserError
 from web.other_report import PREFIX
 from web.pictures import draw_pictures, picture_size
@@ -92,7 +92,7 @@ def test_the_table_of_frames_is_that_of_the_scores(frames, weights, tmp_path) ->
     assert result.returncode == 0 and str(tmp_path / "r" / "index.html") in result.stdout, result.stderr
     with open(tmp_path / "r" / "frames.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    network, _ = load_network(weights, "cpu")
+    network, _ = load_engine(weights, "cpu")
     samples = find_samples(frames, "val")
     assert [row["name"] for row in rows] == [sample.name for sample in samples] and len(rows) == 2
     for row, sample in zip(rows, samples, strict=True):
@@ -110,7 +110,7 @@ def test_the_table_of_frames_is_that_of_the_scores(frames, weights, tmp_path) ->
 
 def test_a_report_changes_no_score(frames, weights, tmp_path) -> None:
     """Pixels that are counted twice, or another path to the numbers, once somebody wants to look at them."""
-    network, _ = load_network(weights, "cpu")
+    network, _ = load_engine(weights, "cpu")
     samples = find_samples(frames, "val")
     plain = evaluate(network, samples, CITYSCAPES, with_loss=True)
     with Report(tmp_path / "r", CITYSCAPES, samples) as report:

@@ -14,8 +14,8 @@ from conftest import assert_user_error, run_script
 from test_published import TRAMAC, as_published, network
 
 from inference.checkpoints import load_model, load_state
-from inference.formats import METADATA
-from inference.predictor import load_network
+from inference.weight_files import METADATA
+from inference.predictor import load_engine
 from model import FastSCNN
 from utils import UserError, load_checkpoint
 
@@ -118,7 +118,7 @@ def test_bad_safetensors_are_one_line(weights, tmp_path) -> None:
         assert str(path) in str(error.value) and "\n" not in str(error.value)
     save_file(state, tmp_path / "n.onnx")
     with pytest.raises(UserError, match=r"is a safetensors file, expected an ONNX file: let its name end with .safete"):
-        load_network(tmp_path / "n.onnx")
+        load_engine(tmp_path / "n.onnx")
 
 
 def test_the_package_of_safetensors_is_named(weights, tmp_path, monkeypatch) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_script
+from inference.backends import Network
 from tiny_sets import opened, put
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from frames.classes import CITYSCAPES, IGNORE_INDEX, Classes, plain_labels
 from frames.description import read_classes
 from frames.samples import Sample, Scales, read_pair
 from frames.unions import Unions
-from inference.backends import Network
 from training.augment import TrainSet
 from utils import UserError
 

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import distributed
 from frames.unions import Members
-from model import FastSCNN, normalise
+from model import FastSCNN, preprocess
 from training.augment import distort_colors
 from training.losses import auxiliary_loss, lovasz_loss, upsampled_loss
 from training.optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
@@ -26,7 +26,7 @@ class FromPixels(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return self.model.logits(normalise(images))
+        return self.model.logits(preprocess(images, self.model))
 
 
 class Float32Conv2d(nn.Conv2d):

@@ -109,10 +109,7 @@ class RunFiles:
         """Returns what a weight file says about itself, in plain values."""
         return {
             "network": "Fast-SCNN",
-            "align_corners": model.align_corners,
-            "input_scale": model.input_scale,
-            "input_side": model.input_side,
-            "variant": model.variant._asdict(),
+            **model.options(),
             "classes": self.classes.as_dict(),
             "train_split": self.train_split,
             "epoch": row["epoch"],
