@@ -29,7 +29,7 @@ from _pytest.capture import FDCapture
 
 from frames.classes import LABELS
 from model import FastSCNN
-from utils import run_cli, save_checkpoint
+from utils import UserError, run_cli, save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -180,13 +180,24 @@ def captured() -> Iterator[list[FDCapture]]:
             capture.done()
 
 
-def assert_user_error(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    """One clear line on stderr with these words, exit status 2, no traceback."""
+@contextlib.contextmanager
+def refused(*nouns: object) -> Iterator[None]:
+    """The block ends in a user error: one line that names the file, the flag, the value; never its prose."""
+    with pytest.raises(UserError) as caught:
+        yield
+    message = str(caught.value)
+    assert message and "\n" not in message, message
+    for noun in nouns:
+        assert str(noun) in message, (noun, message)
+
+
+def assert_user_error(result: subprocess.CompletedProcess[str], *nouns: object) -> None:
+    """One line on stderr that names the file, the flag, the value; exit status 2, no traceback."""
     assert result.returncode == 2, (result.returncode, result.stdout, result.stderr)
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
-    for word in words:
-        assert str(word) in lines[0], lines[0]
+    for noun in nouns:
+        assert str(noun) in lines[0], (noun, lines[0])
 
 
 def write_frame(

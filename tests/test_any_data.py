@@ -8,12 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import assert_user_error, run_script
+from conftest import assert_user_error, refused, run_script
 from tiny_sets import describe, opened, put
 
 from frames.cache import open_cache
 from inference.checkpoints import load_model
-from utils import UserError
 
 RNG = np.random.default_rng(0)
 TRAIN = ["--crop_h", "32", "--crop_w", "64", "--batch_size", "2", "--epochs", "2", "--save_step", "1", "--workers", "0"]
@@ -122,7 +121,7 @@ def test_a_run_is_not_resumed_with_another_meaning(tmp_path, run, keys: dict, wo
     assert run().returncode == 0
     describe(tmp_path, train="images/train", val="images/val", **keys)
     result = run("--resume", tmp_path / "run" / "32_64_last.pth")
-    assert_user_error(result, "comes from another run", words)
+    assert_user_error(result, words)
     describe(tmp_path, train="images/train", val="images/val", names=["a", "b"], colors=[[1, 2, 3], [4, 5, 6]])
     assert run("--resume", tmp_path / "run" / "32_64_last.pth").returncode == 0  # how it is drawn decides nothing
 
@@ -134,7 +133,7 @@ def test_a_cache_knows_what_label_values_mean(tmp_path) -> None:
     samples = opened(tmp_path, **keys, names=["a", "b"]).find("train")
     open_cache(tmp_path / "cache", samples)
     swapped = opened(tmp_path, **keys, names=["a", "b"], label_mapping={0: 1, 1: 0}).find("train")
-    with pytest.raises(UserError, match="had another meaning"):
+    with refused():
         open_cache(tmp_path / "cache", swapped)
 
 
@@ -164,4 +163,4 @@ def test_ground_truth_of_other_classes_is_not_drawn(tmp_path, run) -> None:
     assert result.returncode == 0 and "ground truth is not drawn" in result.stderr
     assert cv2.imread(str(tmp_path / "v.png")).shape[1] == 2 * 96
     result = run_script("evaluate.py", *flags[:4], cwd=tmp_path)
-    assert_user_error(result, "class 0 is 'a' in the weights and 'x' in the data", "--reset_head")
+    assert_user_error(result, "0", "a", "x", "--reset_head")

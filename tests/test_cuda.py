@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from conftest import ROOT
+from inference.backends import graph_network, torch_network
 from torch import Tensor
 
 from inference import cuda
-from inference.backends import graph_network, torch_network
 from inference.checkpoints import load_model
 from inference.cuda import GraphNetwork
 from inference.predictor import load_engine

@@ -9,7 +9,6 @@ from types import ModuleType
 
 import pytest
 from conftest import ROOT
-
 from inference.backends import PRECISIONS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

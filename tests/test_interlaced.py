@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_video import bar, places, write_as
+from conftest import refused
+from makers import bar, places, write_as
 
-from utils import UserError
 from viewing import video as video_module
 from viewing.video import Frame, Problem, open_capture, read_frames
 
@@ -109,8 +109,8 @@ def test_interlaced_frames_without_filters_are_named(tmp_path: Path, monkeypatch
     path = write_as(tmp_path / "a.avi", "dvsd", height=576, width=720)
     frames = read_frames(open_capture(path), path)
     problem = next(frames)
-    assert problem.frames == 6 and "frames 0 to 5 cannot be shown by this OpenCV, since interlaced" in problem.text
-    with pytest.raises(UserError, match=r"ffmpeg -i a\.avi -vf bwdif a_vp9\.webm"):
+    assert problem.frames == 6 and all(str(noun) in problem.text for noun in ("0", "5"))
+    with refused("a_vp9.webm"):
         next(frames)
     path.write_bytes(mark_interlaced(write_as(path, "MPG2", 12).read_bytes(), range(4, 7)))
     items = list(read_frames(open_capture(path), path))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers import make_logits
 from torch.nn import functional as F
 
 from inference import label_head
@@ -22,22 +23,6 @@ def wrong_pixels(logits: torch.Tensor, size: tuple[int, int], align_corners: boo
         highest = values.topk(2, 1).values
         different &= highest[:, 0] != highest[:, 1]
     return int(different.sum())
-
-
-def make_logits(seed: int, shape: tuple[int, ...], kind: str) -> torch.Tensor:
-    """Logits of a kind: noise has all classes in every cell, blobs have few mixed cells, the others near-ties."""
-    torch.manual_seed(seed)
-    noise = torch.randn(shape)
-    if kind == "blobs":
-        coarse = torch.randn(*shape[:2], 1 + shape[2] // 6, 1 + shape[3] // 6)
-        return 5 * F.interpolate(coarse, shape[2:], mode="nearest") + 0.3 * noise
-    if kind == "ties":
-        return (2 * noise).round() / 2
-    if kind == "near ties":
-        return 1000 + noise
-    if kind == "equal classes":
-        return noise[:, :1].expand(shape) + 1e-6 * torch.randn(shape)
-    return noise
 
 
 @settings(max_examples=80, deadline=None)

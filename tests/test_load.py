@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import Started, assert_user_error, run_script
+from conftest import Started, assert_user_error, refused, run_script
 
 from frames.classes import CITYSCAPES
 from speed import predictions, threads
@@ -22,7 +22,7 @@ from speed.load import MOST, Load, Measured, Usage, finish_rows, measure, open_l
 from speed.predictions import show, stages, usage_of
 from speed.timing import end_with_parent, fresh_process, report
 from street.scene import draw_scene
-from utils import UserError, run_cli
+from utils import run_cli
 
 PATIENCE = 60  # seconds for what takes a moment, on a machine that has other work
 
@@ -125,7 +125,7 @@ def test_tables_and_rows_under_load(tmp_path, capsys) -> None:
 @pytest.mark.parametrize("count", [-1, MOST + 1])
 def test_wrong_counts_are_refused(count: int, tmp_path) -> None:
     """A negative count that measures nothing under load, or one that starts processes until a machine stands still."""
-    assert_user_error(run_script("benchmark.py", "--load", count, cwd=tmp_path), f"--load is {count}", "0 to 64")
+    assert_user_error(run_script("benchmark.py", "--load", count, cwd=tmp_path), "--load", count, "0 to 64")
 
 
 def test_load_and_training_rows_are_refused(tmp_path) -> None:
@@ -152,7 +152,7 @@ def test_a_system_without_more_processes_is_one_line(monkeypatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", scarce)
-        with pytest.raises(UserError, match=r"--load is 3, but process 3 cannot be started \(Resource"):
+        with refused("--load", "3"):
             Load(3)
     assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
 

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from makers import OriginalNetwork, original_network
 from torch.nn import functional as F
 
 from inference.checkpoints import drop_profiler_buffers, load_model
@@ -162,87 +162,18 @@ def test_a_traced_network_takes_other_sizes() -> None:
     assert result.stdout.strip() == "same", result.stderr
 
 
-# The original network, written anew from its layer names: what its weights compute is the reference for the converter.
-class _Original(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-
-        def block(a, b, k, stride=1, padding=0, dilation=1, groups=1):
-            conv = nn.Conv2d(a, b, k, stride, padding, dilation, groups, bias=False)
-            return nn.ModuleDict({"conv": conv, "bn": nn.BatchNorm2d(b)})
-
-        def separable(a, b, stride):
-            depthwise = [nn.Conv2d(a, a, 3, stride, 1, groups=a, bias=False), nn.BatchNorm2d(a)]
-            return nn.Sequential(*depthwise, nn.Conv2d(a, b, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-
-        def bottleneck(a, b, stride):
-            t = a * 6
-            depthwise = nn.Conv2d(t, t, 3, stride, 1, groups=t, bias=False)
-            layers = [nn.Conv2d(a, t, 1, bias=False), nn.BatchNorm2d(t), nn.ReLU(), depthwise, nn.BatchNorm2d(t),
-                      nn.ReLU(), nn.Conv2d(t, b, 1, bias=False), nn.BatchNorm2d(b)]  # fmt: skip
-            return nn.ModuleDict({"conv": nn.Sequential(*layers)})
-
-        def row(a, b, stride):
-            return nn.Sequential(bottleneck(a, b, stride), bottleneck(b, b, 1), bottleneck(b, b, 1))
-
-        down = {"conv": block(3, 32, 3, 2, 1), "dsconv1": separable(32, 48, 2), "dsconv2": separable(48, 64, 2)}
-        stages = nn.ModuleList(nn.ModuleList([nn.Identity(), block(128, 32, 1)]) for _ in range(4))
-        self.learning_to_down_sample = nn.ModuleDict(down)
-        self.global_feature_extractor = nn.ModuleDict({
-            "first_block": row(64, 64, 2), "second_block": row(64, 96, 2), "third_block": row(96, 128, 1),
-            "ppm": nn.ModuleDict({"stages": stages, "conv": block(256, 128, 1)}),
-        })  # fmt: skip
-        self.feature_fusion = nn.ModuleDict({
-            "conv_high_res": nn.Conv2d(64, 128, 1), "dwconv": block(128, 128, 3, 1, 4, 4, 128),
-            "conv_low_res": nn.Conv2d(128, 128, 1),
-        })  # fmt: skip
-        parts = {"dsconv1": separable(128, 128, 1), "dsconv2": separable(128, 128, 1), "conv": nn.Conv2d(128, 19, 1)}
-        self.classifier = nn.ModuleDict(parts)
-
-    def forward(self, x):
-        def run(part, y):
-            return F.relu(part["bn"](part["conv"](y)))
-
-        def resize(y, size):
-            return F.interpolate(y, size, mode="bilinear", align_corners=True)
-
-        size, down, deep = x.shape[-2:], self.learning_to_down_sample, self.global_feature_extractor
-        shallow = y = down["dsconv2"](down["dsconv1"](run(down["conv"], x)))
-        for name in ("first_block", "second_block", "third_block"):
-            for index, part in enumerate(deep[name]):
-                y = part["conv"](y) + (y if index else 0)
-        stages = zip((1, 2, 3, 6), deep["ppm"]["stages"], strict=True)
-        pooled = [resize(run(stage[1], F.adaptive_avg_pool2d(y, bins)), y.shape[-2:]) for bins, stage in stages]
-        y = run(deep["ppm"]["conv"], torch.cat([*pooled, y], 1))
-        low = self.feature_fusion["conv_low_res"](run(self.feature_fusion["dwconv"], resize(y, shallow.shape[-2:])))
-        y = F.relu(low + self.feature_fusion["conv_high_res"](shallow))
-        return resize(self.classifier["conv"](self.classifier["dsconv2"](self.classifier["dsconv1"](y))), size)
-
-
-def _original_with_statistics() -> nn.Module:
-    torch.manual_seed(1)
-    original = _Original()
-    for module in original.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight, module.running_var):
-                nn.init.uniform_(tensor, 0.5, 1.5)
-            for tensor in (module.bias, module.running_mean):
-                nn.init.normal_(tensor, std=0.2)
-    return original.eval()
-
-
 def test_original_names_are_the_published_ones() -> None:
     """A reference whose names are not the original's would prove the converter for files that nobody has."""
     if not NAMES.exists():
         pytest.skip(f"{NAMES.name} is not at hand")
     published = json.loads(NAMES.read_text())["state_dict"]
-    ours = {name: list(tensor.shape) for name, tensor in _Original().state_dict().items()}
+    ours = {name: list(tensor.shape) for name, tensor in OriginalNetwork().state_dict().items()}
     assert ours == published
 
 
 def test_converted_weights_compute_the_same() -> None:
     """Weights of the original that load but give other logits: a swapped branch, a lost bias, align_corners."""
-    original = _original_with_statistics()
+    original = original_network()
     state = original.state_dict()
     before = {name: tensor.clone() for name, tensor in state.items()}
     model = FastSCNN(align_corners=True).eval()
@@ -259,7 +190,7 @@ def test_converted_weights_compute_the_same() -> None:
 
 def test_a_file_of_the_original_is_run_as_it_was_trained(tmp_path) -> None:
     """Weights that are converted on loading, in a network that interpolates the other way."""
-    original = _original_with_statistics()
+    original = original_network()
     torch.save(original.state_dict(), tmp_path / "original.pth")
     model, metadata = load_model(tmp_path / "original.pth")
     x = torch.randn(1, 3, 96, 160)

@@ -85,4 +85,4 @@ def test_unknown_names_list_the_choices(tmp_path) -> None:
     for flags in (["--recipe", "best"], ["--loss", "dice"], ["--optimizer", "lion"]):
         result = run_script("train.py", *flags, cwd=tmp_path)
         assert result.returncode == 2 and "invalid choice" in result.stderr and "choose from" in result.stderr
-    assert_user_error(run_script("train.py", "--lr", "0", cwd=tmp_path), "--lr is 0", "expected")
+    assert_user_error(run_script("train.py", "--lr", "0", cwd=tmp_path), "--lr", "0", "expected")

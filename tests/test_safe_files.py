@@ -10,12 +10,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import assert_user_error, run_script
-from test_published import TRAMAC, as_published, network
+from conftest import assert_user_error, refused, run_script
+from makers import as_published, published_network
+from test_published import TRAMAC
 
 from inference.checkpoints import load_model, load_state
-from inference.weight_files import METADATA
 from inference.predictor import load_engine
+from inference.weight_files import METADATA
 from model import FastSCNN
 from utils import UserError, load_checkpoint
 
@@ -65,12 +66,12 @@ def test_nothing_else_becomes_loadable(tmp_path) -> None:
         Call(np.dtype, ("O",)),
     ):
         torch.save({"meta": bad, "state_dict": {}}, tmp_path / "w.pth")
-        with pytest.raises(UserError, match=r"holds Python objects besides tensors and plain .*could execute code"):
+        with refused():
             load_checkpoint(tmp_path / "w.pth")
     assert not (tmp_path / "executed").exists()
     scalar = np.float64().__reduce__()[0]
     torch.save({"meta": Call(scalar, (SizedDType(), b"AAAAAAAA"))}, tmp_path / "w.pth", pickle_module=pickle)
-    with pytest.raises(UserError, match=r"w\.pth cannot be read"):
+    with refused("w.pth"):
         load_checkpoint(tmp_path / "w.pth")
 
 
@@ -79,13 +80,13 @@ def test_safetensors_are_read_from_anybody(tmp_path, capsys) -> None:
     from safetensors.torch import save_file
 
     save_file(
-        as_published(network(TRAMAC), TRAMAC), tmp_path / "theirs.bin", {"format": "pt"}
+        as_published(published_network(TRAMAC), TRAMAC), tmp_path / "theirs.bin", {"format": "pt"}
     )  # by content, whatever the name
     model, _ = load_model(tmp_path / "theirs.bin")
     assert model.variant == TRAMAC.variant and "weights of Tramac" in capsys.readouterr().err
     save_file({f"module.{name}": t for name, t in FastSCNN().state_dict().items()}, tmp_path / "bare.safetensors")
     assert load_state(tmp_path / "bare.safetensors")[1] == {"align_corners": False, "input_scale": 1.0, "input_side": 0}
-    assert "names taken without 'module.'" in capsys.readouterr().err
+    assert "module" in capsys.readouterr().err
 
 
 def test_bad_safetensors_are_one_line(weights, tmp_path) -> None:
@@ -117,7 +118,7 @@ def test_bad_safetensors_are_one_line(weights, tmp_path) -> None:
             load_model(path)
         assert str(path) in str(error.value) and "\n" not in str(error.value)
     save_file(state, tmp_path / "n.onnx")
-    with pytest.raises(UserError, match=r"is a safetensors file, expected an ONNX file: let its name end with .safete"):
+    with refused("safetensors", "ONNX"):
         load_engine(tmp_path / "n.onnx")
 
 
@@ -148,4 +149,4 @@ def test_written_safetensors_say_all_that_the_checkpoint_said(weights, tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
     flags = ("--model_weight", "w.pth", "--format", "safetensors", "--precision", "bf16")
-    assert_user_error(run_script("deploy.py", *flags, cwd=tmp_path), "--precision is bf16", "use fp32")
+    assert_user_error(run_script("deploy.py", *flags, cwd=tmp_path), "--precision", "bf16", "fp32")

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-
-from inference import label_head
 from inference.backends import torch_network
 from inference.folding import prepare_for_cpu
+
+from inference import label_head
 from inference.threads import LEAST, SIZES_KEPT, Threads, half_of_the_threads
 from model import FastSCNN
 

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, refused
 
 from frames.folders import files_below
 from model import FastSCNN
@@ -93,7 +93,7 @@ def test_ctrl_c_is_one_line_and_the_shells_status(capsys) -> None:
 def test_folder_below_a_file_cannot_be_written(tmp_path) -> None:
     """An output folder that cannot be made is found out after the first epoch."""
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="cannot write to"):
+    with refused():
         writable_folder(tmp_path / "file" / "folder")
 
 
@@ -188,10 +188,10 @@ def test_long_names_are_written(tmp_path) -> None:
 def test_names_that_cannot_be_written_are_refused(name: str, tmp_path) -> None:
     """A traceback; or a folder that is moved to the name of the previous file."""
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*: choose another name or folder$"):
+    with refused():
         write_file(tmp_path / name, b"x", previous=tmp_path / "previous")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-    with pytest.raises(UserError, match="cannot write to"):
+    with refused():
         writable_folder(tmp_path / "a\0b")
 
 
@@ -199,7 +199,7 @@ def test_names_that_cannot_be_written_are_refused(name: str, tmp_path) -> None:
 def test_names_that_are_no_weights_are_refused(name: str, tmp_path) -> None:
     """A traceback of the file system."""
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="no weight file at"):
+    with refused():
         load_checkpoint(tmp_path / name)
 
 
@@ -224,7 +224,7 @@ def test_damaged_checkpoints_are_refused(tmp_path) -> None:
 def test_objects_in_a_checkpoint_are_named(tmp_path) -> None:
     """A refusal that leaves people to guess what is wrong with their file."""
     save_checkpoint(tmp_path / "w.pth", {"args": argparse.Namespace(lr=1)})
-    with pytest.raises(UserError, match=r"Python objects .* \(argparse.Namespace\), which could execute code"):
+    with refused():
         load_checkpoint(tmp_path / "w.pth")
 
 
@@ -233,9 +233,9 @@ def test_tensors_that_are_not_finite_are_named() -> None:
     good = torch.ones(3)
     check_finite("w.pth", {"model": {"a": good, "n": torch.tensor(1)}, "best": {"class_miou": float("-inf")}})
     bad = {"model": {"a": good}, "optimizer": {"state": [{}, {"average": torch.tensor([1.0, torch.nan])}]}}
-    with pytest.raises(UserError, match=r"w.pth: 1 of 2 values of optimizer.state.1.average are infinite or not a num"):
+    with refused("w.pth", "1", "2"):
         check_finite("w.pth", bad)
-    with pytest.raises(UserError, match="1 of 1 values of x are"):  # single precision cannot hold it
+    with refused("1"):  # single precision cannot hold it
         check_finite("w.pth", {"x": torch.tensor([1e300], dtype=torch.float64)})
 
 
@@ -243,7 +243,7 @@ def test_unknown_device_names_the_choices() -> None:
     """A misspelt device must not fall back to another one."""
     assert choose_device("cpu").type == "cpu"
     for name in ("gpu0", "meta", "cuda:99"):
-        with pytest.raises(UserError, match="expected auto, cpu, cuda"):
+        with refused():
             choose_device(name)
 
 
