@@ -15,8 +15,10 @@ from torch import nn
 from evaluation.scores import Scores
 from frames.classes import CITYSCAPES, Classes
 from frames.samples import Sample
+from inference.cuda import GraphNetwork
+from inference.engine import Engine
 from inference.published import TRAMAC, Publisher
-from model import FastSCNN
+from model import MEAN, STD, FastSCNN
 from viewing.video import Frame, VideoFile, open_capture, read_frames
 from web.other_report import PREFIX
 from web.report import Report
@@ -263,3 +265,15 @@ def tiny_report(
             report.add(*report.draw(index, image, truth, prediction, counts))
         report.finish(Scores(classes, total), ABOUT)
     return folder
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """The usual formula: (N, H, W, 3) uint8 RGB to (N, 3, H, W) float32."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (images.permute(0, 3, 1, 2) / 255 - mean) / std
+
+
+def graph_engine(model: FastSCNN, device: torch.device, precision: str) -> Engine:
+    """The engine of --backend torch-graph, on a CPU too, where nothing is recorded."""
+    graphs = GraphNetwork(model, device, precision)
+    return Engine(graphs.logits, model.align_corners, f"torch-graph {precision}", graphs.labels)

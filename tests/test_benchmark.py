@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_user_error, refused, run_script
+from makers import normalise
 from runs import KEYS
 
 import model
@@ -24,7 +25,6 @@ from frames.cityscapes import find_samples
 from frames.samples import read_pair
 from inference.checkpoints import load_model
 from inference.predictor import load_engine
-from model import normalise
 from speed import folders, predictions, training
 from speed.load import Load
 from speed.plain import WEIGHTS, PlainNetwork
@@ -113,7 +113,7 @@ def test_baseline_predicts_what_every_engine_does() -> None:
     assert len(expected.unique()) > 2 and (labels == expected).float().mean() > 0.999
     assert logits.is_contiguous()
     network, _ = load_engine(WEIGHTS)
-    torch.testing.assert_close(network.run(images), logits, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(network.logits(images), logits, atol=1e-3, rtol=1e-3)
 
 
 def test_quick_leaves_out_what_takes_long_to_prepare(monkeypatch) -> None:

@@ -8,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from conftest import ROOT
-from inference.backends import graph_network, torch_network
+from makers import graph_engine, normalise
 from torch import Tensor
 
 from inference import cuda
 from inference.checkpoints import load_model
 from inference.cuda import GraphNetwork
 from inference.predictor import load_engine
-from model import FastSCNN, normalise
+from inference.torch_engine import torch_engine
+from model import FastSCNN
 from street.scene import draw_scene
 
 WEIGHTS = ROOT / "weights" / "street.pth"
@@ -54,7 +55,7 @@ def test_labels_are_those_of_the_model(scale: int, size: tuple[int, int], align_
     for count in (1, 2):
         images = scenes(count, *size)
         with torch.no_grad():
-            expected, coarse = model(normalise(images)), model.logits(normalise(images))[0]
+            expected, coarse = model(normalise(images)), model.logits(model.resize(normalise(images)))[0]
         assert_labels_are(graphs.labels(images), expected)
         torch.testing.assert_close(graphs.logits(images), coarse, atol=1e-3, rtol=1e-3)
 
@@ -64,12 +65,12 @@ def test_labels_are_those_of_the_torch_backend(scale: int, model) -> None:
     """`--backend torch-graph` that predicts something else than `--backend torch`, or has another name."""
     model.input_scale = scale
     images = scenes(2, 97, 131)
-    network, reference = graph_network(model, CPU, "fp32"), torch_network(model, CPU, "fp32", compiled=False)
+    network, reference = graph_engine(model, CPU, "fp32"), torch_engine(model, CPU, "fp32")
     assert network.name == "torch-graph fp32"
-    torch.testing.assert_close(network.run(images), reference.run(images), atol=1e-4, rtol=1e-4)
-    full = torch.nn.functional.interpolate(reference.run(images), (97, 131), mode="bilinear")
+    torch.testing.assert_close(network.logits(images), reference.logits(images), atol=1e-4, rtol=1e-4)
+    full = torch.nn.functional.interpolate(reference.logits(images), (97, 131), mode="bilinear")
     assert_labels_are(network.labels(images), full, 1e-4)
-    assert network.whole is not None and torch.equal(network.labels(images), network.whole(images))
+    assert network.label_head is not None and torch.equal(network.labels(images), network.label_head(images))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -140,17 +141,17 @@ def test_graphs_replay_what_the_network_computes(scale: int, model) -> None:
     """A graph that replays its first picture, reads memory that was given to another, or mixes up two shapes."""
     model.input_scale = scale
     device = torch.device("cuda")
-    graphs, reference = GraphNetwork(model, device, "fp32"), torch_network(model, device, "fp32", compiled=False)
+    graphs, reference = GraphNetwork(model, device, "fp32"), torch_engine(model, device, "fp32")
     for turn in range(2):  # in the second every graph is there already
         for size in ((97, 131), (256, 512), (70, 100)):
             images = scenes(2, *size, first=2 * turn)
             with torch.no_grad():
-                full = torch.nn.functional.interpolate(reference.run(images), size, mode="bilinear")
+                full = torch.nn.functional.interpolate(reference.logits(images), size, mode="bilinear")
             for place in (images, images.to(device)):
                 labels = graphs.labels(place)
                 assert labels.is_cuda
                 assert_labels_are(labels, full, 0.05)  # TF32, and other algorithms
-                torch.testing.assert_close(graphs.logits(place), reference.run(images), atol=0.05, rtol=0.05)
+                torch.testing.assert_close(graphs.logits(place), reference.logits(images), atol=0.05, rtol=0.05)
     assert all(recording.graph is not None for recording in graphs.recordings.values())
 
 

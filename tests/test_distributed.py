@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Started, call_main, run_process, run_script
-from inference.backends import torch_network
 from runs import FLAGS, assert_same_weights, files_below, read_csv, start, without_time
 
 import distributed
@@ -21,6 +20,7 @@ from evaluation.scores import Scores
 from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES
 from inference.checkpoints import load_model
+from inference.torch_engine import torch_engine
 from model import FastSCNN
 from training.augment import EpochSampler
 from training.learner import Learner
@@ -82,7 +82,7 @@ def gradients(part: slice) -> dict[str, torch.Tensor]:
 
 def scored(weights: Path, frames: Path, results: Path) -> Scores:
     """The scores of the train split, which two processes cannot share evenly; predictions and report are written."""
-    network = torch_network(load_model(weights)[0], torch.device("cpu"), "fp32", compiled=False)
+    network = torch_engine(load_model(weights)[0], torch.device("cpu"), "fp32")
     samples = find_samples(frames, "train")
     writer = PredictionWriter(results / "ids", samples, CITYSCAPES, results / "color")
     with Report(results / "report", CITYSCAPES, samples) as report:

@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 from conftest import ROOT
-from inference.backends import PRECISIONS
+
+from inference.engine import PRECISIONS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = (

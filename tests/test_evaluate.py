@@ -14,7 +14,6 @@ from conftest import ROOT, assert_user_error, refused, run_script, write_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from inference.backends import Network
 from runs import assert_equal_scores, official_scores
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ from evaluation.scores import Scores
 from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES, LABELS
 from frames.samples import Sample, read_at_width, read_pair
+from inference.engine import Engine
 
 VALID_IDS = [label.id for label in LABELS if label.train_id != 255]
 
@@ -59,7 +59,7 @@ def test_scores_equal_the_official_script(label_maps, tmp_path) -> None:
         train_ids = torch.from_numpy(predictions[next(order).name]).long()
         return F.one_hot(train_ids, len(CITYSCAPES)).permute(2, 0, 1)[None].float()
 
-    scores = evaluate(Network(logits, False, "given"), samples, CITYSCAPES, writer=writer)
+    scores = evaluate(Engine(logits, False, "given"), samples, CITYSCAPES, writer=writer)
     official = official_scores(data, tmp_path / "results", tmp_path / "export")
     assert_equal_scores(scores.as_json(), official)
     counted = np.array(official["confMatrix"])[np.ix_(VALID_IDS, VALID_IDS)]

@@ -8,7 +8,7 @@ import cv2
 import pytest
 import torch
 from conftest import refused
-from inference.backends import torch_network
+from makers import normalise
 
 import deploy
 import evaluate
@@ -17,7 +17,8 @@ from frames.classes import Classes
 from inference.checkpoints import load_model
 from inference.predictor import load_predictor
 from inference.published import TRAMAC
-from model import PAPER, FastSCNN, normalise
+from inference.torch_engine import torch_engine
+from model import PAPER, FastSCNN
 from utils import save_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +46,7 @@ def test_the_side_of_the_weights_and_another_one(backend, side, weights, image):
     """A side that is ignored, or that an engine forgets, or that a call cannot change."""
     pytest.importorskip({"onnx": "onnxruntime"}.get(backend, backend))
     predict = load_predictor(weights, "cpu", backend, input_side=side)
-    assert predict.network.name.endswith(f"fp32, input_side {side or 144}")
+    assert predict.engine.name.endswith(f"fp32, input_side {side or 144}")
     with torch.no_grad():
         images = normalise(torch.from_numpy(image)[None])
         expected, other = (load_model(weights, one)[0](images).argmax(1)[0].numpy() for one in (side, 200))
@@ -88,8 +89,8 @@ def test_nought_is_the_size_of_the_picture(weights, image):
     checkpoint["metadata"] |= {"input_scale": 2.0, "input_side": 0}
     save_checkpoint(weights, checkpoint)
     batch = torch.from_numpy(image)[None]
-    assert load_predictor(weights, "cpu").network.run(batch).shape[-2:] == (24, 42)
-    assert load_predictor(weights, "cpu", input_side=0).network.run(batch).shape[-2:] == (12, 21)
+    assert load_predictor(weights, "cpu").network.logits(batch).shape[-2:] == (24, 42)
+    assert load_predictor(weights, "cpu", input_side=0).network.logits(batch).shape[-2:] == (12, 21)
 
 
 @pytest.mark.parametrize("variant", [PAPER, TRAMAC.variant])
@@ -97,7 +98,7 @@ def test_nought_is_the_size_of_the_picture(weights, image):
 def test_any_picture_at_a_small_side(size, seen, variant):
     """A picture so thin that nothing of it is left, or too little for a network without padding."""
     model = FastSCNN(3, input_side=64, variant=variant).eval()
-    network = torch_network(model, torch.device("cpu"), "fp32", compiled=False, classes=Classes.unnamed(3))
+    network = torch_engine(model, torch.device("cpu"), "fp32", classes=Classes.unnamed(3))
     images = torch.zeros(1, *size, 3, dtype=torch.uint8)
-    assert network.run(images).shape[-2:] == tuple((length - variant.lost + 7) // 8 for length in seen)
+    assert network.logits(images).shape[-2:] == tuple((length - variant.lost + 7) // 8 for length in seen)
     assert network.labels(images).shape == (1, *size)

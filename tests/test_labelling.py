@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import Started, assert_user_error, call_main, run_script, start_script, write_frame
-from inference.backends import Network
 from PIL import Image
 from runs import assert_equal_scores, files_below, official_scores, start
 from tiny_sets import describe
@@ -31,6 +30,7 @@ from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES
 from frames.images import picture_size, read_image
 from frames.samples import Sample
+from inference.engine import Engine
 from speed import folders
 
 NAMES = [f"c_{index:06d}_000000" for index in range(160)]
@@ -87,7 +87,7 @@ def test_killed_processes_go_on_where_they_were(many, weights, tmp_path) -> None
     assert all(after[name] == moment for name, moment in before.items())
 
 
-def noise_network(results: Path) -> Network:
+def noise_network(results: Path) -> Engine:
     """A network whose labels are noise, and that finds every earlier prediction on the disk."""
     done = []
 
@@ -96,7 +96,7 @@ def noise_network(results: Path) -> Network:
         done.append(1)
         return torch.randn(1, len(CITYSCAPES), *(length // 8 for length in images.shape[1:3]))
 
-    return Network(logits, False, "noise")
+    return Engine(logits, False, "noise")
 
 
 def test_predictions_are_written_at_once_and_memory_does_not_grow(tmp_path) -> None:

@@ -7,9 +7,10 @@ import functools
 
 import pytest
 import torch
+from makers import normalise
 from torch.nn import functional as F
 
-from model import FastSCNN, normalise
+from model import FastSCNN
 from training.augment import UNCHANGED
 from training.learner import Learner, half_precision, on_device
 from training.losses import auxiliary_loss, lovasz_loss, pixel_loss
@@ -113,7 +114,7 @@ def test_the_loss_is_what_the_flags_say(unions: tuple[tuple[int, ...], ...]) -> 
         targets[1, 20 * index : 20 * index + 20] = 19 + index
     loss, pixels = made.loss(images, targets, UNCHANGED.expand(2, 4))
     targets = targets.long()
-    logits, *inner = made.model.logits(normalise(images))
+    logits, *inner = made.model.logits(made.model.resize(normalise(images)))
     full = F.interpolate(logits, targets.shape[1:], mode="bilinear", align_corners=True)
     expected, count = pixel_loss("cross_entropy", full, targets, 0.1, unions)
     expected = expected / count

@@ -43,7 +43,7 @@ def test_classes_in_another_order_are_mapped(weights, capsys, backend: str) -> N
     assert "order" not in capsys.readouterr().err
     mapped, _ = load_engine(weights, "cpu", backend, classes=classes_named("sky", "road", "car"))
     assert "in another order" in capsys.readouterr().err
-    assert torch.equal(mapped.run(IMAGE), plain.run(IMAGE)[:, [2, 0, 1]])
+    assert torch.equal(mapped.logits(IMAGE), plain.logits(IMAGE)[:, [2, 0, 1]])
     assert torch.equal(torch.tensor([1, 2, 0], dtype=torch.uint8)[plain.labels(IMAGE).long()], mapped.labels(IMAGE))
 
 

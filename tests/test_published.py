@@ -14,19 +14,18 @@ import torch
 from conftest import ROOT, assert_user_error, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inference.backends import export_metadata
-from inference.folding import split_into_strips
-from makers import as_published, published_network
+from makers import as_published, normalise, published_network
 
 from frames.classes import CITYSCAPES
 from inference import published
 from inference.checkpoints import initial_model, load_model, load_state
 from inference.cuda import GraphNetwork
+from inference.engine import export_metadata
 from inference.export import write_onnx
+from inference.folded import FoldedNetwork
 from inference.predictor import load_engine
 from inference.published import MMSEGMENTATION, ORIGINAL, TRAMAC
-from inference.threads import Threads
-from model import FastSCNN, Variant, normalise
+from model import FastSCNN, Variant
 from street.scene import draw_scene
 from utils import UserError, load_checkpoint
 
@@ -78,7 +77,7 @@ def test_logits_are_those_of_their_repository(name: str, tmp_path) -> None:
     model, _ = load_model(tmp_path / "w.pth")
     picture = np.random.RandomState(128 * 10000 + 256).randint(0, 256, (128, 256, 3)).astype(np.uint8)
     with torch.no_grad():
-        logits = model.logits(normalise(torch.from_numpy(picture)[None]))[0][0]
+        logits = model.logits(model.resize(normalise(torch.from_numpy(picture)[None])))[0][0]
     expected = np.load(REFERENCES / f"{name}_logits_128x256.npz")["logits"]
     np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=1e-5)
 
@@ -146,13 +145,13 @@ def test_engines_agree_at_odd_sizes(name: str, files, tmp_path, monkeypatch) -> 
     for height, width in SIZES:
         images = torch.from_numpy(draw_scene(0, height, width)[0])[None]
         with torch.no_grad():
-            expected = model.logits(normalise(images))[0]
+            expected = model.logits(model.resize(normalise(images)))[0]
             labels = model(normalise(images)).argmax(1)
         assert expected.shape[2:] == ((4, 8) if (name, height) == ("tramac", 33) else (-(-height // 8), -(-width // 8)))
         for engine in engines:
             rounded = "bf16" in engine.name
             near = 0.03 * float(expected.abs().max()) if rounded else 1e-3
-            torch.testing.assert_close(engine.run(images), expected, atol=near, rtol=1e-3)
+            torch.testing.assert_close(engine.logits(images), expected, atol=near, rtol=1e-3)
             assert (engine.labels(images) == labels).float().mean() >= (0.97 if rounded else 0.9999), engine.name
 
 
@@ -161,7 +160,7 @@ def test_cuda_graphs_take_the_variants(files) -> None:
     model = load_model(files["tramac"])[0]
     images = torch.from_numpy(draw_scene(0, 33, 65)[0])[None]
     with torch.no_grad():
-        expected = model.logits(normalise(images))[0]
+        expected = model.logits(model.resize(normalise(images)))[0]
     logits = GraphNetwork(model, torch.device("cpu"), "fp32").logits(images)
     torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
 
@@ -170,13 +169,12 @@ def test_cuda_graphs_take_the_variants(files) -> None:
 @given(st.integers(32, 140), st.integers(32, 140), st.integers(1, 60), st.sampled_from([1.0, 1.5]))
 def test_strips_are_the_whole_without_padding(height: int, width: int, cells: int, scale: float) -> None:
     """A strip that ends one row too early for a first convolution without padding, or a row too many."""
-    x, whole = torch.randn(1, 3, height, width), published_network(TRAMAC, 5)
-    split = published_network(TRAMAC, 5)
-    whole.input_scale = split.input_scale = scale
-    split_into_strips(split, Threads())
+    whole = published_network(TRAMAC, 5)
+    whole.input_scale = scale
+    images = torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("inference.folded.STRIP", cells)
-        torch.testing.assert_close(split.logits(x)[0], whole.logits(x)[0])
+        torch.testing.assert_close(FoldedNetwork(whole, strips=True)(images), FoldedNetwork(whole)(images))
 
 
 FLAGS = ("--crop_h", 32, "--crop_w", 64, "--batch_size", 2, "--workers", 0, "--device", "cpu")

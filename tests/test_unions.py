@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import refused, run_script
-from inference.backends import Network
 from tiny_sets import opened, put
 from torch.nn import functional as F
 
@@ -21,6 +20,7 @@ from frames.classes import CITYSCAPES, IGNORE_INDEX, Classes, plain_labels
 from frames.description import read_classes
 from frames.samples import Sample, Scales, read_pair
 from frames.unions import Unions
+from inference.engine import Engine
 from training.augment import TrainSet
 from utils import UserError
 
@@ -149,7 +149,7 @@ def test_the_validation_loss_is_the_one_that_is_learnt(tmp_path: Path) -> None:
     put(tmp_path, "masks/x.png", value=np.arange(40 * 48).reshape(40, 48).astype(np.uint8) % 6)
     data = opened(tmp_path, names=NAMES, unions=UNIONS)
     logits = torch.randn(1, 6, 40, 48, generator=torch.Generator().manual_seed(0))
-    network = Network(lambda images: logits, False, "given")
+    network = Engine(lambda images: logits, False, "given")
     scores = evaluate(network, data.find("train"), data.classes, with_loss=True)
     targets = torch.from_numpy(read_pair(data.find("train")[0])[1]).long()
     probabilities = logits.softmax(1)

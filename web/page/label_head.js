@@ -1,42 +1,34 @@
 // The label head: from logits at 1/8 to the label of every pixel, as inference/label_head.py computes it.
 //
-// Between four neighbouring logits (a cell, about 8x8 pixels) bilinear interpolation is a convex combination of them.
-// Where all four have the same highest class, every pixel of the cell has it too; elsewhere only a class whose highest
-// corner reaches the best lowest corner of any class can win, mostly one of two or three. Both hold with rounding too:
-// all values are computed in the same steps, and each step rises with what goes into it.
+// The pixels between four neighbouring logits form a cell, about 8x8 pixels. Bilinear interpolation is a convex
+// combination of the four. Where all four have the same highest class, every pixel of the cell has that class; elsewhere
+// only a class whose highest corner reaches the best lowest corner of any class can win, mostly one of two or three. A
+// label is the class with the highest value in double precision, the lowest class of equal ones.
 //
 // This file needs nothing of a browser: node runs it too.
 
-const { fround } = Math;
-
-// Where the pixels of one axis lie: pixel i is at weight0[i] * logit first[i] + weight1[i] * logit second[i].
-//
-// Weights, and values further below, are rounded as PyTorch rounds them on x86: all in single precision, with fused
-// multiply-add, which `fround(a * b + c)` is in double precision. Near-ties are then settled as PyTorch settles them, but
-// for very small pictures, where it computes in another order.
+// Where the pixels of one axis lie: pixel i is between the logits first[i] and second[i], which has the weight[i].
 function layOut(length, size, alignCorners) {
   const first = new Int32Array(size);
   const second = new Int32Array(size);
-  const weight0 = new Float32Array(size);
-  const weight1 = new Float32Array(size);
-  const step = alignCorners ? fround((length - 1) / Math.max(size - 1, 1)) : fround(length / size);
+  const weight = new Float64Array(size);
   for (let i = 0; i < size; i += 1) {
-    const place = alignCorners ? fround(step * i) : Math.max(fround(step * (i + 0.5) - 0.5), 0);
-    first[i] = Math.min(Math.floor(place), length - 1);
-    second[i] = Math.min(first[i] + 1, length - 1);
-    weight1[i] = Math.min(fround(place - first[i]), 1);
-    weight0[i] = 1 - weight1[i];
+    const place = alignCorners ? (i * (length - 1)) / Math.max(size - 1, 1) : ((i + 0.5) * length) / size - 0.5;
+    const before = Math.min(Math.floor(place), length - 1);
+    first[i] = Math.max(before, 0);
+    second[i] = Math.min(before + 1, length - 1);
+    weight[i] = place - before;
   }
-  return { first, second, weight0, weight1, cells: cellsOf(first) };
+  return { first, second, weight, cells: cellsOf(first, second) };
 }
 
 // The runs of pixels between the same two logits, as [from, to) pairs.
-function cellsOf(first) {
-  const starts = [...first.keys()].filter((i) => i === 0 || first[i] !== first[i - 1]);
+function cellsOf(first, second) {
+  const starts = [...first.keys()].filter((i) => i === 0 || first[i] !== first[i - 1] || second[i] !== second[i - 1]);
   return starts.map((start, n) => [start, starts[n + 1] ?? first.length]);
 }
 
-// The highest class at each logit.
+// The highest class at each logit, the lowest class of equal ones.
 function highestClasses(logits, classes, plane) {
   if (!logits.every(Number.isFinite)) {
     throw new Error("the network gave values that are not numbers");
@@ -68,7 +60,7 @@ function mayWin(logits, classes, plane, [a, b, c, d]) {
 }
 
 /**
- * The class with the highest logit, after bilinear interpolation, of each pixel; of equal ones, one.
+ * The class with the highest logit, after bilinear interpolation, of each pixel; the lowest class of equal ones.
  *
  * @param {Float32Array} logits classes x height x width values
  * @param {[number, number, number]} shape classes (at most 256), height and width of the logits
@@ -101,8 +93,7 @@ export function labelsFromLogits(logits, shape, size, alignCorners) {
       const values = names.map((k) => corners.map((at) => logits[k * plane + at]));
       for (let y = top; y < bottom; y += 1) {
         for (let x = left; x < right; x += 1) {
-          const winner = highestAt(values, rows.weight0[y], rows.weight1[y], columns.weight0[x], columns.weight1[x]);
-          labels[y * size[1] + x] = names[winner];
+          labels[y * size[1] + x] = names[highestAt(values, rows.weight[y], columns.weight[x])];
         }
       }
     }
@@ -111,14 +102,14 @@ export function labelsFromLogits(logits, shape, size, alignCorners) {
 }
 
 // Which of several classes, each with its values at four corners, is the highest at a pixel with these weights.
-function highestAt(values, down0, down1, across0, across1) {
+function highestAt(values, down, across) {
   let best = -Infinity;
   let winner = 0;
   for (let n = 0; n < values.length; n += 1) {
     const [a, b, c, d] = values[n];
-    const upper = fround(across0 * a + fround(across1 * b));
-    const lower = fround(across0 * c + fround(across1 * d));
-    const value = fround(down0 * upper + fround(down1 * lower));
+    const left = a + down * (c - a);
+    const right = b + down * (d - b);
+    const value = left + across * (right - left);
     if (value > best) {
       best = value;
       winner = n;
