@@ -22,7 +22,6 @@ from frames.samples import Sample, Scales, read_pair
 from frames.unions import Unions
 from inference.engine import Engine
 from training.augment import TrainSet
-from utils import UserError
 
 NAMES = ["road", "car", "truck", "sign", "light", "bus"]
 UNIONS = {"car": ["truck", "car", "bus"], "sign": ["sign", "light"], "road": ["road"]}
@@ -45,21 +44,21 @@ def test_a_union_names_classes() -> None:
 @pytest.mark.parametrize(
     ("unions", "message"),
     [
-        (["car"], r"`unions` is \['car'\], expected a mapping"),
-        ({"car": "truck"}, "`unions` has {'car': 'truck'}, expected names of classes"),
-        ({"car": []}, r"`unions` has {'car': \[\]}, which lacks 'car' itself"),
-        ({"car": ["car", "van"]}, "`unions` names the class 'van', which `names` lacks"),
-        ({"van": ["car", "truck"]}, "`unions` names the class 'van', which `names` lacks"),
-        ({"car": ["car", 2]}, "`unions` names the class 2, which `names` lacks"),
-        ({"car": ["car", ["bus"]]}, r"`unions` names the class \['bus'\], which `names` lacks"),
-        ({"car": ["truck", "bus"]}, "which lacks 'car' itself; add it"),
-        ({"car": ["car", "bus"], "truck": ["truck", "bus"]}, "has the class 'bus' in 'car' and 'truck'; expected once"),
-        ({"car": ["car", "truck"], "truck": ["truck"]}, "has the class 'truck' in 'car' and 'truck'; expected once"),
+        (["car"], "unions|car"),
+        ({"car": "truck"}, "unions|{'car': 'truck'}"),
+        ({"car": []}, "unions|{'car': []}|car"),
+        ({"car": ["car", "van"]}, "unions|van|names"),
+        ({"van": ["car", "truck"]}, "unions|van|names"),
+        ({"car": ["car", 2]}, "unions|2|names"),
+        ({"car": ["car", ["bus"]]}, "unions|bus|names"),
+        ({"car": ["truck", "bus"]}, "car"),
+        ({"car": ["car", "bus"], "truck": ["truck", "bus"]}, "bus|car|truck"),
+        ({"car": ["car", "truck"], "truck": ["truck"]}, "truck|car"),
     ],
 )
 def test_unions_that_make_no_sense_are_refused(unions: object, message: str) -> None:
     """A misspelled class, or a pixel that two unions claim, found out from scores that are too low."""
-    with pytest.raises(UserError, match=message) as error:
+    with refused(*message.split("|")) as error:
         classes_of(unions)
     assert "\n" not in str(error.value)
 

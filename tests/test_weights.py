@@ -144,13 +144,15 @@ def test_weights_that_are_not_finite_are_refused(value: float, weights, frames, 
     checkpoint = torch.load(weights)
     checkpoint["model"]["feature_fusion.low_conv.1.running_var"][5] = value
     torch.save(checkpoint, tmp_path / "w.pth")
-    words = "1 of 128 values of feature_fusion.low_conv.1.running_var are infinite or not a number"
+    words = "1|128|feature_fusion|low_conv|running_var"
     for load in (load_model, lambda path: initial_model(path, CITYSCAPES, aux=False, reset_head=False)):
-        with pytest.raises(UserError, match=words):
+        with refused(*words.split("|")):
             load(tmp_path / "w.pth")
     flags = ["--data_path", frames, "--model_weight", "w.pth"]
-    assert_user_error(run_script("evaluate.py", *flags, cwd=tmp_path), "w.pth", words)
-    assert_user_error(run_script("deploy.py", *flags[2:], "--output", "n.onnx", cwd=tmp_path), "w.pth", words)
+    assert_user_error(run_script("evaluate.py", *flags, cwd=tmp_path), "w.pth", *words.split("|"))
+    assert_user_error(
+        run_script("deploy.py", *flags[2:], "--output", "n.onnx", cwd=tmp_path), "w.pth", *words.split("|")
+    )
     assert [path.name for path in tmp_path.glob("n.*")] == []
 
 
