@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,27 +15,22 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from frames.cache import open_cache
 from frames.cityscapes import find_samples
 from frames.images import read_image
 from model import FastSCNN
-from speed.folders import folder_rows
 from speed.gpu import gpu_rows
 from speed.load import MOST, Load, open_load
 from speed.plain import measured_network
 from speed.predictions import EXPLAINED, add_memory, image_rows, label_head_rows, open_engines
-from speed.threads import thread_rows
-from speed.timing import FRAME, SIZES, STAGES, Groups, in_fresh_process, machine, report, table
+from speed.timing import FRAME, SIZES, STAGES, Groups, machine, report, table
 from street.scene import draw_scene
-from utils import UserError, count_parameters_and_macs, keep_freed_memory, run_cli, save_checkpoint
-
-MOST_FRAMES = 8  # that training rows read: a cache of all of Cityscapes takes 27 GiB
+from utils import UserError, count_parameters_and_macs, run_cli, save_checkpoint
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
-        description="Measure parameters, multiply-adds, predictions and training samples.",
+        description="Measure parameters, multiply-adds and predictions.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     switch = argparse.BooleanOptionalAction
@@ -45,7 +38,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_weight", metavar="FILE", help="weights; weights/street.pth if not given")
     parser.add_argument("--repeats", metavar="N", type=int, default=35, help="repetitions of each side")
     parser.add_argument("--load", metavar="N", type=int, default=0, help="also predict beside N counting processes")
-    parser.add_argument("--train", action=switch, default=False, help="training rows only")
     parser.add_argument("--quick", action=switch, default=False, help="three repetitions, nothing slow to prepare")
     parser.add_argument("--json", metavar="FILE", help="write the rows here")
     parser.add_argument("--markdown", action=switch, default=False, help="print tables in Markdown")
@@ -59,8 +51,6 @@ def parse_args() -> argparse.Namespace:
         raise UserError(f"--repeats is {args.repeats}, expected at least 3 for a median")
     if not 0 <= args.load <= MOST:
         raise UserError(f"--load is {args.load}, expected a number of processes from 0 to {MOST}")
-    if args.load and args.train:
-        raise UserError(f"--load {args.load} is for predictions, which --train leaves out; give one of them")
     if args.quick:
         args.repeats = 3
     return args
@@ -95,10 +85,7 @@ def read_images(data_path: str | None) -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 def inference_groups(args: argparse.Namespace, folder: Path, load: Load | None) -> Groups:
-    """Measures predictions: the engines and the label head at every size, then the GPU; yields titles and rows.
-
-    With a load, there are also rows of predictions beside other threads of their process.
-    """
+    """Measures predictions: the engines and the label head at every size, then the GPU; yields titles and rows."""
     model = measured_network(args.model_weight)
     weights = folder / "weights.pth"
     metadata = {"align_corners": model.align_corners, "variant": model.variant._asdict()}
@@ -118,35 +105,10 @@ def inference_groups(args: argparse.Namespace, folder: Path, load: Load | None) 
             for head in heads:
                 same = "every label equal" if head["same"] else "labels differ (only exact ties may)"
                 print(f"{head['name']}: {100 * head['mixed_share']:.1f} % of the cells are mixed, {same}")
-    if load:
-        image = cv2.resize(scene, FRAME[::-1], interpolation=cv2.INTER_LINEAR)
-        # The engines have ended: it opens others.
-        rows = thread_rows(engines, folder, image, min(args.repeats, 9), load)
-        yield "beside other threads, baseline: main thread", rows
-    else:
-        yield from folder_rows(weights, folder, scene, args.repeats, args.quick)
     if torch.cuda.is_available():
         yield from gpu_rows(model, scene, args.repeats, args.quick)
     else:
         print("\nno CUDA device: GPU rows not run")
-
-
-def training_rows(args: argparse.Namespace, folder: Path, rows: list[dict]) -> list[dict]:
-    """Measures and reports samples, loaders, steps and loops; returns all rows, the earlier `rows` included."""
-    # Imported here because of torchvision: over a second, also in each process whose memory is measured.
-    from speed.training import training_groups
-
-    root = args.data_path or folder / "frames"
-    if args.data_path is None:
-        script = Path(__file__).resolve().parent / "synthetic.py"
-        counts = ["--train", "2" if args.quick else "4", "--val", "0", "--test", "0"]
-        size = ["--height", str(FRAME[0]), "--width", str(FRAME[1])]
-        subprocess.run([sys.executable, script, "--output", root, *size, *counts], check=True, capture_output=True)
-    samples = find_samples(root, "train")
-    samples = samples[:: -(-len(samples) // MOST_FRAMES)]
-    cached = open_cache(folder / "cache", samples).read
-    keep_freed_memory()  # as in training, for both sides
-    return report(training_groups(samples, cached, args.repeats, args.quick), args.markdown, args.json, rows)
 
 
 def main() -> int:
@@ -155,14 +117,9 @@ def main() -> int:
     print(machine())
     before = f"load average before: {os.getloadavg()[0]:.1f}"  # above zero, something else was running
     print(f"{args.repeats} repetitions of each side, alternately; medians, smallest and largest; {before}\n")
-    if not args.train:
-        print_size(size_row(), args.markdown)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with open_load(args.load) as load:
-            rows = [] if args.train else report(inference_groups(args, folder, load), args.markdown, args.json)
-        # Exporting leaves threads behind, with which a process cannot be forked: loader workers would crash it.
-        in_fresh_process(training_rows, args, folder, rows)
+    print_size(size_row(), args.markdown)
+    with tempfile.TemporaryDirectory() as folder, open_load(args.load) as load:
+        report(inference_groups(args, Path(folder), load), args.markdown, args.json)
     return 0
 
 

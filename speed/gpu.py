@@ -3,7 +3,7 @@
 python -m speed.gpu --quick
 
 This file needs torch and NumPy only, so that it runs on a bare GPU machine. All variants run in turn with the
-baseline; one that cannot be prepared, such as torch.compile without a compiler, is reported in one line and skipped.
+baseline; one that cannot be prepared is reported in one line and skipped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ NAMES = {
     "baseline": "baseline: eager NCHW, interpolate + argmax",
     "torch": "eager channels_last",
     "torch-graph": "CUDA graph",
-    "torch-compile": "compiled",
 }
 
 
@@ -59,12 +58,9 @@ def prepare(backend: str, precision: str, stage: str, model: FastSCNN, images: T
             if backend != "torch-graph":
                 network = network.network  # which it records
         function = network.logits if stage == "network" else network.labels
-        if backend == "torch-compile":
-            torch._dynamo.config.recompile_limit = 1000  # the same code is compiled for every size and precision
-            function = torch.compile(function, dynamic=False, fullgraph=True)  # fails where a part would not compile
         if function(images).is_cuda:
             torch.cuda.synchronize()
-    except Exception as error:  # compilers and drivers raise anything
+    except Exception as error:  # drivers raise anything
         reason = (str(error).strip().splitlines() or [""])[0][:160]
         print(f"{name}: not run ({type(error).__name__}: {reason})", flush=True)
         return []
@@ -107,24 +103,15 @@ def stage_rows(
         return []
 
 
-def throughput_rows(
-    model: FastSCNN, image: np.ndarray, batches: Sequence[int], compiled: bool, repeats: int
-) -> list[dict]:
-    """Times batches, queued behind each other, until one does not fit; the fastest is then compiled too."""
-
-    def batch_rows(batch: int, backend: str) -> list[dict]:
-        images = resized(image, SIZES[0], batch, next(model.parameters()).device)
-        return stage_rows(STAGES[0], model, images, [backend], PRECISIONS[0], repeats, BURST)
-
+def throughput_rows(model: FastSCNN, image: np.ndarray, batches: Sequence[int], repeats: int) -> list[dict]:
+    """Times batches, queued behind each other, until one does not fit."""
     rows: list[dict] = []
     for batch in batches:
-        measured = batch_rows(batch, "torch-graph")
+        images = resized(image, SIZES[0], batch, next(model.parameters()).device)
+        measured = stage_rows(STAGES[0], model, images, ["torch-graph"], PRECISIONS[0], repeats, BURST)
         if not measured:
             break
         rows += measured
-    if rows and compiled:
-        fastest = max(rows, key=lambda row: row["images_per_s"])
-        rows += batch_rows(fastest["batch"], "torch-compile")[1:]
     return rows
 
 
@@ -140,12 +127,10 @@ def gpu_rows(model: FastSCNN, image: np.ndarray, repeats: int, quick: bool, devi
     """Measures a (H, W, 3) uint8 image, resized to every size, the largest first; yields titles and rows.
 
     With `quick`, the smaller sizes, the other precisions and the largest batches are left out. On a CPU nothing is
-    recorded, compiled or timed by events.
+    recorded or timed by events.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False).to(device)
     backends = ["torch", "torch-graph"]
-    if device != "cpu":
-        backends.append("torch-compile")
     for size in SIZES[:1] if quick else SIZES:
         images = resized(image, size, 1, torch.device(device))
         if size == SIZES[0]:
@@ -153,7 +138,7 @@ def gpu_rows(model: FastSCNN, image: np.ndarray, repeats: int, quick: bool, devi
             yield "network, to the logits at 1/8", rows
         for precision in PRECISIONS if size == SIZES[0] and not quick else PRECISIONS[:1]:
             yield "picture to labels", stage_rows(STAGES[0], model, images, backends, precision, repeats)
-    yield "throughput", throughput_rows(model, image, BATCHES[:4] if quick else BATCHES, device != "cpu", repeats)
+    yield "throughput", throughput_rows(model, image, BATCHES[:4] if quick else BATCHES, repeats)
     for name, rate in REPORTED:
         print(f"reported, other hardware: {rate:g} frames/s ({name})")
 

@@ -3,192 +3,112 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
 from speed.timing import compare, interleave, spread
 from utils import UserError
 
 MOST = 64  # processes
 SETTLE = 0.1  # seconds for the scheduler after the processes have begun to count, or have stopped
-COUNTING = Path(__file__).with_name("counting.py")
+# The end of stdin, however it comes, ends the process.
+COUNTING = """
+import signal, sys, threading
 
+def count():
+    while allowed.wait():
+        sum(range(1000))
 
-class Usage(NamedTuple):
-    """What a call took of the process that made it, all its threads together."""
-
-    seconds: float
-    cpu_s: float = 0.0
-    switches: int = 0  # how often the system took a core away from one of its threads
-
-
-class LoadDied(Exception):
-    """A process of the load ended by itself; the message names it."""
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+allowed = threading.Event()
+threading.Thread(target=count, daemon=True).start()
+for line in sys.stdin:
+    (allowed.set if line == "count\\n" else allowed.clear)()
+"""
 
 
 class Load:
-    """Processes that count in a Python loop, or wait for a line on a pipe and use no CPU; they end with the block.
+    """Processes that count in a Python loop, or wait for a line on a pipe and use no CPU.
 
-    They start with the priority and the cores of this process. If this one is killed, they read the end of their pipe.
+    They have the priority and the cores of this process.
 
     Args:
-        count: of the processes, 1 to MOST.
-
-    Raises:
-        UserError: the system starts no more processes; those that were started are ended.
+        processes: that run COUNTING.
     """
 
-    def __init__(self, count: int):
-        self.count = count
-        self.processes: list[subprocess.Popen[str]] = []
-        self.start()
+    def __init__(self, processes: Sequence[subprocess.Popen[str]]):
+        self.processes = processes
+        self.counting = False
 
-    def start(self) -> None:
-        """Starts the processes, which wait, in the place of those that are there."""
-        self.end()
-        self.counting: bool | None = None  # None until all were told
-        # Isolated: no module of speed/ or of the user's is imported instead of the standard library's.
-        command = [sys.executable, "-I", "-S", str(COUNTING)]
-        try:
-            for _ in range(self.count):
-                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-                self.processes.append(subprocess.Popen(command, **pipes, text=True))
-        except OSError as error:
-            number = len(self.processes) + 1
-            self.end()
-            raise UserError(
-                f"--load is {self.count}, but process {number} cannot be started ({error.strerror}); give a smaller one"
-            ) from None
-
-    def __enter__(self) -> Load:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.end()
-
-    def end(self) -> None:
-        """Ends the processes."""
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.communicate()
-        self.processes = []
-
-    def switch(self, counting: bool) -> float:
-        """Lets the processes count or wait; once all of them do, returns the CPU seconds that they have used so far.
+    def switch(self, counting: bool) -> None:
+        """Lets the processes count or wait.
 
         Raises:
-            LoadDied: one of them ended; the others may hold answers that were not read: call start.
+            UserError: one of them has ended.
         """
-        if counting != self.counting:
-            self._tell(counting)
-            self.counting = counting
-            time.sleep(SETTLE)
-        return self._tell(counting)
-
-    def _tell(self, counting: bool) -> float:
-        for index, process in enumerate(self.processes):
+        if counting == self.counting:
+            return
+        self.counting = counting
+        for process in self.processes:
             try:
                 process.stdin.write("count\n" if counting else "wait\n")
                 process.stdin.flush()
             except OSError:
-                raise LoadDied(self._death(index)) from None
-        answers = [process.stdout.readline() for process in self.processes]
-        if "" in answers:
-            raise LoadDied(self._death(answers.index("")))
-        return sum(map(float, answers))
-
-    def _death(self, index: int) -> str:
-        process = self.processes[index]
-        status = process.wait()
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        return f"load process {index + 1} of {self.count} (pid {process.pid}) {how}"
+                raise UserError(f"--load: process {process.pid} was killed; start the benchmark again") from None
+        time.sleep(SETTLE)
 
 
-def open_load(count: int) -> contextlib.AbstractContextManager[Load | None]:
-    """Returns a block with a load, or with None for 0 processes."""
-    return Load(count) if count else contextlib.nullcontext()
+@contextlib.contextmanager
+def open_load(count: int) -> Iterator[Load | None]:
+    """Runs a block beside `count` processes, which end with the block; None for 0 processes.
 
-
-class Measured:
-    """The repetitions of one call: idle, and beside a load if there is one.
-
-    Attributes:
-        idle: without a load.
-        loaded: beside it.
-        shares: of the loaded ones, how many cores the load had meanwhile.
-        death: why these figures are of no use: a process of the load died meanwhile. Empty if none did.
+    Raises:
+        UserError: the system starts no more processes.
     """
-
-    def __init__(self, load: Load | None = None) -> None:
-        self.load = load
-        self.idle: list[Usage] = []
-        self.loaded: list[Usage] = []
-        self.shares: list[float] = []
-        self.death = ""
-
-    def add(self, usage: Usage, share: float | None = None) -> None:
-        """Adds a repetition; with a share, it is a loaded one."""
-        (self.idle if share is None else self.loaded).append(usage)
-        if share is not None:
-            self.shares.append(share)
-
-    def figures(self, baseline: Measured) -> dict[str, float]:
-        """Returns the figures of a row: the idle repetitions next to the baseline's, then the loaded ones."""
-        figures = compare(*([usage.seconds for usage in one.idle] for one in (self, baseline)))
-        if self.load is None:
-            return figures
-        figures |= spread("loaded_", [usage.seconds for usage in self.loaded])
-        figures["slowdown"] = figures["loaded_median_ms"] / figures["median_ms"]
-        for prefix, usages in (("", self.idle), ("loaded_", self.loaded)):
-            figures[f"{prefix}cpu_ms"] = 1e3 * statistics.median(usage.cpu_s for usage in usages)
-            figures[f"{prefix}switches"] = statistics.median(usage.switches for usage in usages)
-        return {**figures, "load": self.load.count, "load_cores": statistics.median(self.shares)}
-
-
-def measure(timers: Sequence[Callable[[], Usage]], repeats: int, load: Load | None) -> list[Measured]:
-    """Calls each timer in turn, as interleave; with a load, each once while that waits, then each once while it counts.
-
-    Both begin with a warm-up that does not count. The load waits when this returns. If a process of it dies, the row
-    that was being measured has its death, and all are started anew.
-    """
-    results = [Measured(load) for _ in timers]
-    if load is None:
-        for result, usages in zip(results, interleave(timers, repeats), strict=True):
-            result.idle = usages
-        return results
-    for repetition in range(repeats + 1):
-        for counting in (False, True):
-            for timer, result in zip(timers, results, strict=True):
-                try:
-                    before, start = load.switch(counting), time.perf_counter()
-                    usage = timer()
-                    share = (load.switch(counting) - before) / (time.perf_counter() - start)
-                except LoadDied as death:
-                    result.death = result.death or str(death)
-                    load.start()
-                    continue
-                if repetition:
-                    result.add(usage, share if counting else None)
+    processes: list[subprocess.Popen[str]] = []
     try:
-        load.switch(False)
-    except LoadDied:  # after the last row
-        load.start()
-    return results
+        for _ in range(count):
+            # Isolated: no module of the user's is imported instead of the standard library's.
+            command = [sys.executable, "-I", "-S", "-c", COUNTING]
+            processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, text=True))
+        yield Load(processes) if processes else None
+    except OSError as error:
+        if len(processes) == count:  # not from here
+            raise
+        raise UserError(
+            f"--load is {count}, but process {len(processes) + 1} cannot be started ({error.strerror})"
+        ) from None
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.communicate()
 
 
-def finish_rows(rows: Sequence[dict], results: Sequence[Measured], baseline: Measured) -> list[dict]:
-    """Returns rows with their figures; those during which a process of the load died are left out, each by a line."""
-    finished = []
-    for row, result in zip(rows, results, strict=True):
-        death = result.death or ("" if baseline.idle else baseline.death)
-        if death:
-            print(f"{row['name']}: not measured ({death})", flush=True)
-        else:
-            finished.append({**row, **result.figures(baseline)})
-    return finished
+def measure(timers: Sequence[Callable[[], float]], repeats: int, load: Load | None) -> list[dict[str, float]]:
+    """Calls functions that return their own seconds in turn; with a load, each once idle, then each once beside it.
+
+    Returns:
+        The figures of each, next to those of the first, which is the baseline.
+    """
+    if load is None:
+        results = interleave(timers, repeats)
+        return [compare(seconds, results[0]) for seconds in results]
+    idle: list[list[float]] = [[] for _ in timers]
+    busy: list[list[float]] = [[] for _ in timers]
+    for repetition in range(repeats + 1):
+        for counting, results in ((False, idle), (True, busy)):
+            load.switch(counting)
+            for timer, seconds in zip(timers, results, strict=True):
+                taken = timer()
+                if repetition:  # the first is a warm-up
+                    seconds.append(taken)
+    load.switch(False)
+    figures = []
+    for alone, beside in zip(idle, busy, strict=True):
+        row = compare(alone, idle[0]) | spread("loaded_", beside)
+        row["slowdown"] = row["loaded_median_ms"] / row["median_ms"]
+        figures.append({**row, "load": len(load.processes)})
+    return figures

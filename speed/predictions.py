@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -14,12 +13,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from inference.backends import FORMATS, PRECISIONS, export_metadata
 from inference.checkpoints import load_model
+from inference.engine import FORMATS, PRECISIONS, export_metadata
 from inference.export import exported_aside, write_onnx
 from inference.label_head import labels_from_logits, mixed_share
-from inference.predictor import Predictor, load_network
-from speed.load import Load, Usage, finish_rows, measure
+from inference.predictor import Predictor, load_engine
+from speed.load import Load, measure
 from speed.plain import PlainNetwork
 from speed.timing import FRAME, clock, end_with_parent, fresh_process, make_row, peak_memory
 from utils import UserError, cpu_has_bf16, keep_freed_memory
@@ -47,7 +46,7 @@ class EngineProcess:
         self.opening = self.process.submit(_open, path, backend, precision)
 
     def call(self, function: Callable, *arguments: object) -> Any:
-        """Returns what a function returns in the process, such as show, usage_of or peak_memory.
+        """Returns what a function returns in the process, such as show, seconds_of or peak_memory.
 
         Raises:
             UserError: the engine cannot be opened, or its process was killed.
@@ -68,12 +67,12 @@ def _open(path: Path, backend: str, precision: str) -> None:
     end_with_parent()
     if (backend, precision) in (BASELINE, RETURNING):
         if (backend, precision) == BASELINE:
-            keep_freed_memory()  # as load_network does
+            keep_freed_memory()  # as load_engine does
         network = PlainNetwork(load_model(path)[0])
         logits = network.logits
     else:
-        network, _ = load_network(path, "cpu", backend, precision)
-        logits = network.run
+        network, _ = load_engine(path, "cpu", backend, precision)
+        logits = network.logits
     stages["picture-to-labels"] = Predictor(network)
     stages["network"] = lambda image: logits(torch.from_numpy(image)[None])
 
@@ -84,20 +83,9 @@ def show(image: np.ndarray) -> None:
 
 
 @torch.inference_mode()
-def usage_of(stage: str, count: int = 1) -> Usage:
-    """Returns what one of `stages` takes for the image of this process, divided by `count`."""
-    switches, cpu_s = _switches(), time.process_time()
-    seconds = clock(functools.partial(stages[stage], *_image))
-    cpu_s, switches = time.process_time() - cpu_s, _switches() - switches
-    return Usage(seconds / count, cpu_s / count, switches / count)
-
-
-def _switches() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows, which does not tell
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+def seconds_of(stage: str) -> float:
+    """Returns what one of `stages` takes for the image of this process."""
+    return clock(functools.partial(stages[stage], *_image))
 
 
 def chosen_engines(quick: bool) -> list[tuple[str, str]]:
@@ -107,8 +95,7 @@ def chosen_engines(quick: bool) -> list[tuple[str, str]]:
         for precision in precisions:
             # CUDA graphs are for GPUs, see gpu.py; a CPU computes fp16 in PyTorch far slower than float32.
             useless = backend == "torch-graph" or (backend.startswith("torch") and precision == "fp16")
-            slow = backend == "torch-compile" or precision in ("fp16", "int8")
-            if not useless and not (quick and slow):
+            if not useless and not (quick and precision in ("fp16", "int8")):
                 engines.append((backend, precision))
     return engines
 
@@ -182,15 +169,15 @@ def image_rows(
     """
     for engine in engines:
         engine.call(show, image)
-    results = measure([functools.partial(engine.call, usage_of, stage) for engine in engines], repeats, load)
+    figures = measure([functools.partial(engine.call, seconds_of, stage) for engine in engines], repeats, load)
     size = image.shape[:2]
-    what = {"batch": 1, "device": "cpu"}
     rows = [
-        make_row(f"{engine.name}, {size[0]}x{size[1]}", stage, engine.backend, engine.precision, size, **what)
-        for engine in engines
+        make_row(
+            f"{one.name}, {size[0]}x{size[1]}", stage, one.backend, one.precision, size, batch=1, device="cpu", **row
+        )
+        for one, row in zip(engines, figures, strict=True)
     ]
-    first = 0 if load else 1
-    return finish_rows(rows[first:], results[first:], results[0])
+    return rows if load else rows[1:]
 
 
 def add_memory(rows: Sequence[dict], engines: Sequence[EngineProcess]) -> None:
@@ -233,11 +220,10 @@ def label_head_rows(
     """
     baseline.call(show, image)
     mixed, same = baseline.call(_open_label_head, align_corners)
-    results = measure([functools.partial(baseline.call, usage_of, head) for head in HEADS], repeats, load)
+    figures = measure([functools.partial(baseline.call, seconds_of, head) for head in HEADS], repeats, load)
     size = image.shape[:2]
     rows = []
-    for head, agrees in zip(HEADS, same, strict=True):
-        what = {"batch": 1, "device": "cpu", "mixed_share": mixed, "same": agrees}
+    for head, agrees, row in zip(HEADS, same, figures, strict=True):
+        what = {"batch": 1, "device": "cpu", "mixed_share": mixed, "same": agrees, **row}
         rows.append(make_row(f"{head}, scene, {size[0]}x{size[1]}", "label-head", "torch", "fp32", size, **what))
-    first = 0 if load else 1
-    return finish_rows(rows[first:], results[first:], results[0])
+    return rows if load else rows[1:]

@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
-from utils import steady_streams, write_file
+from utils import write_file
 
 FRAME = (1024, 2048)
 SIZES = (FRAME, (512, 1024), (360, 480))
@@ -25,7 +24,6 @@ STAGES = ("picture-to-labels", "network")  # "network" ends at the logits at 1/8
 WARM_UP = 0.3  # seconds of each call on a GPU, whose clock is low after idling
 CPU = torch.device("cpu")
 Groups = Iterator[tuple[str, list[dict]]]  # titles, and rows with the same figures
-Seconds = TypeVar("Seconds")  # a number, or what holds one: all calls of a comparison return the same
 
 # Header, the figure that a row must have for this column, and the text of a cell.
 COLUMNS = (
@@ -49,8 +47,8 @@ LOADED_COLUMNS = (
 
 
 def interleave(
-    timers: Sequence[Callable[[], Seconds]], repeats: int, device: torch.device = CPU
-) -> tuple[list[Seconds], ...]:
+    timers: Sequence[Callable[[], float]], repeats: int, device: torch.device = CPU
+) -> tuple[list[float], ...]:
     """Calls functions that return their own seconds in turn, so that a drift of the machine's speed meets all alike.
 
     Returns the results of each, without those of a warm-up: the first call, on a GPU for at least WARM_UP seconds.
@@ -100,9 +98,9 @@ def make_row(name: str, stage: str, backend: str, precision: str, size: Sequence
     return {**what, "height": size[0], "width": size[1], **figures}
 
 
-def report(groups: Groups, markdown: bool, path: str | None, rows: Sequence[dict] = ()) -> list[dict]:
-    """Prints groups as they come; after each, writes the earlier `rows` and all since to a JSON file."""
-    rows = list(rows)
+def report(groups: Groups, markdown: bool, path: str | None) -> list[dict]:
+    """Prints groups as they come; after each, writes all rows so far to a JSON file."""
+    rows: list[dict] = []
     for title, group in groups:
         if group:
             print_rows(title, group, markdown)
@@ -136,13 +134,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], markdown: bool)
 
 def fresh_process() -> ProcessPoolExecutor:
     """Returns a pool of one process that has loaded nothing yet; its first call starts it."""
-    arguments = (multiprocessing.get_start_method(),)
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_processes_by, arguments)
-
-
-def _start_processes_by(method: str) -> None:
-    """Restores the parent's start method, so that loader workers start as in training."""
-    multiprocessing.set_start_method(method, force=True)
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
 def end_with_parent() -> None:
@@ -156,17 +148,6 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def in_fresh_process(function: Callable, *arguments: object) -> object:
-    """Returns the result of a function that is called in a process of its own."""
-    with fresh_process() as pool:
-        return pool.submit(_with_steady_streams, function, *arguments).result()
-
-
-def _with_steady_streams(function: Callable, *arguments: object) -> object:
-    with steady_streams():
-        return function(*arguments)
 
 
 def peak_memory() -> float:

@@ -31,7 +31,6 @@ from frames.classes import CITYSCAPES
 from frames.images import picture_size, read_image
 from frames.samples import Sample
 from inference.engine import Engine
-from speed import folders
 
 NAMES = [f"c_{index:06d}_000000" for index in range(160)]
 
@@ -290,26 +289,6 @@ if os.environ.get("RANK", "0") == "0":
         (results / f"{index}.png").touch()
         os.utime(results / f"{index}.png", (time, time))
 """
-
-
-def test_a_row_compares_two_processes_with_one(tmp_path, monkeypatch, capsys) -> None:
-    """A rate that counts the start of Python, flags that evaluate.py refuses, a traceback where labelling fails."""
-    script = tmp_path / "labeller.py"
-    script.write_text(LABELLER)
-    monkeypatch.setattr(folders, "FRAME", (64, 96))
-    monkeypatch.setattr(folders, "SCRIPT", script)
-    ((title, (row,)),) = folders.folder_rows(tmp_path / "w.pth", tmp_path, picture(0), 1, quick=True)
-    assert "two processes compared with one" in title and row["stage"] == "folder"
-    assert (row["images_per_s"], row["baseline_images_per_s"], row["ratio"]) == pytest.approx((4, 2, 2))
-    for count in (1, 2):
-        given = (tmp_path / f"labels{count}" / "flags").read_text().splitlines()
-        args = evaluate.build_parser().parse_args(given)
-        evaluate.check_args(args)
-        assert args.split == "test" and len(find_samples(args.data_path, "test")) == 12
-    script.write_text("import sys; print('error: no room', file=sys.stderr); sys.exit(2)")
-    monkeypatch.setattr(folders, "PROCESSES", (1, 1))
-    assert list(folders.folder_rows(tmp_path / "w.pth", tmp_path / "other", picture(0), 1, quick=True)) == []
-    assert "1" in capsys.readouterr().out
 
 
 EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01"  # little-endian, one entry, 0x0112; then its type, count and value
