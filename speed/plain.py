@@ -27,7 +27,7 @@ class PlainNetwork:
 
     def logits(self, images: Tensor) -> Tensor:
         """Returns the (N, K, h, w) logits at 1/8 of (N, H, W, 3) uint8 RGB images."""
-        return self.model.logits(self._normalised(images))[0]
+        return self.model.logits(self.model.resize(self._normalised(images)))[0]
 
     def labels(self, images: Tensor) -> Tensor:
         """Returns the (N, H, W) int64 train ids of (N, H, W, 3) uint8 RGB images."""

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from frames.classes import CITYSCAPES, color
-from frames.images import shrink
+from frames.classes import CITYSCAPES
+from frames.images import color, shrink
 from viewing.drawing import LEGEND_ROW, blend, draw_legend, draw_result
 
 ALL = tuple(range(19))

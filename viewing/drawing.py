@@ -7,8 +7,8 @@ import functools
 import cv2
 import numpy as np
 
-from frames.classes import IGNORE_INDEX, Classes, color
-from frames.images import shrink
+from frames.classes import IGNORE_INDEX, Classes
+from frames.images import color, shrink
 
 LEGEND_ROW = 22  # height, in pixels
 OPACITY = 0.55  # of the class colors in an overlay

@@ -7,8 +7,8 @@ import zlib
 import cv2
 import numpy as np
 
-from frames.classes import IGNORE_INDEX, Classes, color
-from frames.images import shrink
+from frames.classes import IGNORE_INDEX, Classes
+from frames.images import color, shrink
 
 LOSSY = 80  # quality of the input: 25 kB at 640x320
 LOSSLESS = 101  # OpenCV's word for it
