@@ -213,6 +213,50 @@ def write_file(path: str | Path, data: bytes, durable: bool = False, previous: P
             aside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes that call this out of a folder during the block, by a file that is removed at the end.
+
+    The lock is a POSIX record lock: the system releases it if this process is killed, also where loader workers live
+    on, which would hold on a lock of flock. Without such locks (Windows, some network disks) nobody is kept out.
+
+    Args:
+        folder: that exists.
+        wait: for the end of the other process, with a line on stderr; else it is refused.
+
+    Raises:
+        UserError: another process is writing there, or the lock cannot be made.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path, held = folder / ".lock", False
+    with contextlib.ExitStack() as stack:
+        while not held:
+            try:
+                file = stack.enter_context(open(path, "ab"))
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # or the other has just removed it
+            except FileNotFoundError:
+                continue
+            except BlockingIOError:
+                if not wait:
+                    raise UserError(
+                        f"another run is writing to {folder}: wait for its end or name another folder"
+                    ) from None
+                print(f"waiting for another process that writes to {folder}", file=sys.stderr, flush=True)
+                fcntl.lockf(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise UserError(f"cannot lock {path} ({error.strerror}): name another folder") from None
+                print(f"note: {folder} takes no locks ({error.strerror}): let one run at a time write", file=sys.stderr)
+                break
+        stack.callback(path.unlink, missing_ok=True)
+        yield
+
+
 def name_refused(error: UserError) -> bool:
     """Returns whether write_file only failed because of the name: too long, or with characters not allowed."""
     return getattr(error.__context__, "errno", None) in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)

@@ -14,7 +14,7 @@ import distributed
 from evaluation.prediction_files import PredictionWriter
 from frames.images import read_image
 from frames.samples import Sample
-from frames.workers import ReadLog, as_it_is, frame_loader, naming_dead_workers
+from frames.workers import as_it_is, frame_loader, naming_dead_workers
 from inference.engine import Engine
 from inference.predictor import check_size
 from utils import UserError
@@ -23,28 +23,23 @@ OUTCOMES = ("labelled", "already there", "left out")
 
 
 class _Pictures(Dataset):
-    """Pictures to label: (H, W, 3) uint8 RGB and "", or None for one that needs none, and what is wrong with it or "".
+    """Yields (picture or None, problem or ""). None: already labelled, or unreadable. Pictures are (H, W, 3) uint8 RGB.
 
-    A key is the index of a sample and the sample itself: workers that looked it up would, by counting references, get
-    a copy of all samples each.
+    The keys are the samples themselves: a shared list would be copied into every worker by reference counting.
     """
 
-    def __init__(self, samples: Sequence[Sample], done: Callable[[Sample], bool] | None):
-        self.samples = samples
+    def __init__(self, done: Callable[[Sample], bool] | None):
         self.done = done
-        self.log = ReadLog()
 
-    def __getitem__(self, key: tuple[int, Sample]) -> tuple[Tensor | None, str]:
-        index, sample = key
-        with self.log.reading(index):
-            if self.done and self.done(sample):
-                return None, ""
-            try:
-                image = read_image(sample.image)
-                check_size(image.shape[:2], sample.image)
-            except UserError as error:
-                return None, str(error)
-            return torch.from_numpy(image), ""
+    def __getitem__(self, sample: Sample) -> tuple[Tensor | None, str]:
+        if self.done and self.done(sample):
+            return None, ""
+        try:
+            image = read_image(sample.image)
+            check_size(image.shape[:2], sample.image)
+        except UserError as error:
+            return None, str(error)
+        return torch.from_numpy(image), ""
 
 
 @torch.inference_mode()
@@ -72,8 +67,8 @@ def label_pictures(
         writer.clear()
     distributed.all_reduce_sum(torch.zeros(1))  # nobody writes before that
     mine = samples[distributed.rank() :: distributed.count()]
-    data = _Pictures(mine, writer.has if keep else None)
-    loader = frame_loader(data, workers, batch_size=None, sampler=enumerate(mine), collate_fn=as_it_is)
+    data = _Pictures(writer.has if keep else None)
+    loader = frame_loader(data, workers, batch_size=None, sampler=mine, collate_fn=as_it_is)
     counts = dict.fromkeys(OUTCOMES, 0)
     with naming_dead_workers(loader):
         pictures = tqdm(loader, "label", len(mine), leave=False, disable=distributed.hide_bars(), unit="frame")

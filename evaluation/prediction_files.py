@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,12 +12,11 @@ import numpy as np
 
 from frames.classes import Classes
 from frames.folders import files_below
-from frames.images import count_values, encode_png, picture_size, read_image
+from frames.images import color, count_values, encode_png, picture_size, read_image
 from frames.samples import Sample
-from utils import UserError, name_refused, writable_folder, write_file
+from utils import UserError, locked, name_refused, writable_folder, write_file
 
 ENDING = "_pred_labelIds.png"
-LOCK = ".lock"
 
 
 class PredictionWriter:
@@ -100,7 +97,7 @@ class PredictionWriter:
         Raises:
             UserError: another run is writing there.
         """
-        with _locked(self.folder), _locked(self.color_folder) if self.color_folder else contextlib.nullcontext():
+        with locked(self.folder), locked(self.color_folder) if self.color_folder else contextlib.nullcontext():
             for folder in filter(None, {self.folder, self.color_folder}):
                 for pattern in (f".*{ENDING}.*.tmp", ".color_*.png.*.tmp"):  # see utils.unfinished_path
                     for left in folder.rglob(pattern):
@@ -129,11 +126,11 @@ class PredictionWriter:
 
     def encode(self, sample: Sample, train_ids: np.ndarray) -> tuple[Sample, bytes, bytes]:
         """Returns the arguments of `write` for (H, W) uint8 train ids; this part can be done in any process."""
-        color = cv2.cvtColor(self.classes.palette[train_ids], cv2.COLOR_RGB2BGR) if self.color_folder else None
+        drawn = cv2.cvtColor(color(train_ids, self.classes), cv2.COLOR_RGB2BGR) if self.color_folder else None
         return (
             sample,
             encode_png(self.classes.labels.file_values[train_ids]),
-            b"" if color is None else encode_png(color),
+            b"" if drawn is None else encode_png(drawn),
         )
 
     def write(self, sample: Sample, label_ids: bytes, color: bytes) -> bool:
@@ -150,35 +147,3 @@ class PredictionWriter:
                 self.refused += 1
                 print(f"left out: {error}", file=sys.stderr)
         return self.refused == before
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock on a folder, in a file that is removed in the end.
-
-    It is a POSIX record lock: unlike one of flock, the loader workers of a killed process do not hold it on.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    path, alone = folder / LOCK, True
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(path, "ab"))
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-        except (BlockingIOError, FileNotFoundError):
-            alone = False
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise UserError(f"cannot lock {path} ({error.strerror}); name another folder") from None
-            print(f"note: {folder} takes no locks ({error.strerror}): let one run at a time write", file=sys.stderr)
-        if not alone:  # or the file of a run that has just removed it, which keeps nobody out
-            raise UserError(
-                f"another run is writing predictions to {folder}, with which these would be mixed; wait for its end or "
-                "name another folder"
-            )
-        stack.callback(path.unlink, missing_ok=True)
-        yield

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from frames.classes import Classes, LabelFormat
 from frames.images import check_values, count_values, png_header, read_image, read_label_values
 from frames.samples import Sample, same_size
-from frames.workers import ReadLog, as_it_is, frame_loader, naming_dead_workers
+from frames.workers import as_it_is, frame_loader, naming_dead_workers
 from utils import UserError
 
 
@@ -156,19 +156,17 @@ class _Checked(Dataset):
         self.samples = list(samples)
         self.go_on = go_on
         self.decode_images = decode_images
-        self.log = ReadLog()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[tuple[int, int] | None, np.ndarray | None, str]:
-        with self.log.reading(index):
-            try:
-                return *self._check(self.samples[index]), ""
-            except UserError as error:
-                if not self.go_on:
-                    raise
-                return None, None, str(error)
+        try:
+            return *self._check(self.samples[index]), ""
+        except UserError as error:
+            if not self.go_on:
+                raise
+            return None, None, str(error)
 
     def _check(self, sample: Sample) -> tuple[tuple[int, int], np.ndarray | None]:
         header = png_header(sample.image, "picture")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from frames.samples import Read, Sample, read_pair
 from utils import UserError
@@ -23,52 +23,8 @@ _NO_SHARED_MEMORY = re.compile(r"shared memory|/torch_\d|No space left on device
 _NO_FILES = re.compile(r"Too many open files|ancdata")
 
 
-class ReadLog:
-    """The frame that each loader worker is reading, so that it is known when the worker is dead.
-
-    A data set with `samples` and a `log` of this class can be loaded by frame_loader.
-    """
-
-    MOST_WORKERS = 1024
-
-    def __init__(self) -> None:
-        self.slots: Tensor | None = None  # process id, and index of the frame or -1
-
-    def share(self) -> None:
-        """Makes room in shared memory, which only workers need."""
-        if self.slots is None:
-            self.slots = torch.full((self.MOST_WORKERS, 2), -1).share_memory_()
-
-    @contextlib.contextmanager
-    def reading(self, index: int) -> Iterator[None]:
-        """Notes, in a loader worker, that a frame is being read."""
-        worker = get_worker_info()
-        if worker is None or self.slots is None:
-            yield
-            return
-        slot = self.slots[worker.id % self.MOST_WORKERS]
-        slot[0], slot[1] = os.getpid(), index
-        yield
-        slot[1] = -1
-
-    def index(self, pid: int) -> int | None:
-        """Returns the frame that a process was reading, or None if it was between two frames."""
-        slots = [] if self.slots is None else self.slots.tolist()
-        found = [index for slot_pid, index in slots if slot_pid == pid and index >= 0]
-        return found[0] if found else None
-
-
 def frame_loader(data: Dataset, workers: int, **options: object) -> DataLoader:
-    """Returns a loader of a data set that has a ReadLog; iterate over it under naming_dead_workers.
-
-    Raises:
-        UserError: there is no shared memory for workers.
-    """
-    if workers:
-        try:
-            data.log.share()
-        except (RuntimeError, OSError) as error:
-            raise _without_shared_memory(error) from None
+    """Returns a loader of frames; iterate over it under naming_dead_workers."""
     return DataLoader(data, num_workers=workers, worker_init_fn=loader_worker, **options)
 
 
@@ -80,8 +36,8 @@ def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
     a batch.
 
     Raises:
-        UserError: a worker was killed (for memory, say) or crashed, and the frame that it was reading; or there was no
-            room in shared memory, or for an open file.
+        UserError: a worker was killed (for memory, say) or crashed; or there was no room in shared memory, or for an
+            open file.
     """
     try:
         yield
@@ -102,12 +58,9 @@ def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
             raise
         for one in chain:  # ends the other workers now: later, theirs would be a death in the middle of anything
             traceback.clear_frames(one.__traceback__)
-        data, pids = loader.dataset, [int(pid) for pid in found[1].split(",")]
-        samples = [data.samples[index] for index in map(data.log.index, pids) if index is not None]
-        files = " and ".join(" or ".join(str(path) for path in (s.image, s.label) if path) for s in samples)
-        where = f"while reading {files}; look at that file" if files else "between two frames"
         raise UserError(
-            f"loader worker {found[1]} died ({found[2].strip()}) {where}; if memory ran out, use fewer --workers"
+            f"loader worker {found[1]} died ({found[2].strip()}): if memory ran out, use fewer --workers; else look for "
+            "the file that it cannot read with --workers 0"
         ) from None
 
 
@@ -144,15 +97,13 @@ class FrameSet(Dataset):
     def __init__(self, samples: Sequence[Sample], read: Read = read_pair):
         self.samples = list(samples)
         self.read = read
-        self.log = ReadLog()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        with self.log.reading(index):
-            image, label = self.read(self.samples[index])
-            return torch.from_numpy(image), torch.from_numpy(label), index
+        image, label = self.read(self.samples[index])
+        return torch.from_numpy(image), torch.from_numpy(label), index
 
 
 def as_it_is(item: object) -> object:

@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from frames import cache
 from frames.cache import open_cache
 from frames.cityscapes import find_samples
 from frames.samples import Scales, read_pair
@@ -38,7 +37,7 @@ def both_splits(root: Path) -> list:
 
 def frame_files(folder: Path) -> list[Path]:
     """The files of a cache that hold frames."""
-    return sorted(folder.rglob("*.frame"))
+    return sorted(folder.rglob("*.npy"))
 
 
 @settings(max_examples=12, deadline=None)
@@ -70,7 +69,7 @@ def test_crops_are_bitwise_those_of_the_files(frames, tmp_path, workers, persist
 
     def batches(read, count: int, **how) -> list[torch.Tensor]:
         sampler = EpochSampler(len(samples), 2, seed=3)
-        augment = {"max_class_share": 0.75, "class_uniform": 0.5, "color_strength": 1.0, "class_mix": 0.5}
+        augment = {"class_uniform": 0.5, "color_strength": 1.0, "class_mix": 0.5}
         train_set = TrainSet(samples, (48, 64), 3, Scales.parse("0.5-2"), **augment, read=read)
         loader = DataLoader(train_set, batch_sampler=sampler, num_workers=count, **how)
         collected = []
@@ -107,8 +106,8 @@ def test_splits_share_a_folder(frames, tmp_path, capfd) -> None:
     opened = open_cache(tmp_path / "cache", train + val + val, workers=1)
     assert capfd.readouterr().out == "" and len(frame_files(tmp_path / "cache")) == 5
     np.testing.assert_array_equal(opened.read(val[1])[0], read_pair(val[1])[0])
-    with refused():
-        open_cache(tmp_path / "cache", train).read(val[0])
+    with refused(train[0].image):
+        open_cache(tmp_path / "other", val).read(train[0])
 
 
 def build(data: str, folder: str, workers: int) -> int:
@@ -150,12 +149,11 @@ def stop_build(data: Path, folder: Path, workers: int, number: int) -> tuple[int
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_interrupted_build_says_what_to_do(many, tmp_path, workers) -> None:
+def test_an_interrupted_build_ends_in_one_line(many, tmp_path, workers) -> None:
     """Ctrl-C in the first minutes of a run: pages of tracebacks, from every worker."""
     status, errors = stop_build(many, tmp_path / "cache", workers, signal.SIGINT)
     assert status == 130 and len(frame_files(tmp_path / "cache")) < 40
-    said = [line for line in errors.splitlines() if line]
-    assert said == [f"cache {tmp_path / 'cache'} is unfinished; start again to continue it", "interrupted"]
+    assert [line for line in errors.splitlines() if line] == ["interrupted"]
     assert "equal True" in start_build(many, tmp_path / "cache", workers).wait()[1]
 
 
@@ -183,102 +181,50 @@ def test_of_several_processes_one_builds(many, tmp_path) -> None:
     assert sum("to decode" in out for _, out, _ in outputs) == 1
 
 
-# Each cache that is not what it should be, made from a good one, and what the message must name.
-def _picture_changed(root: Path, folder: Path) -> tuple[str, ...]:
-    image = find_samples(root, "train")[1].image
-    cv2.imwrite(str(image), np.zeros((64, 96, 3), np.uint8))
-    return image.name, "has changed", "bytes of", "remove"
+def _picture_changed(root: Path, folder: Path) -> None:
+    cv2.imwrite(str(find_samples(root, "train")[1].image), np.zeros((64, 96, 3), np.uint8))
 
 
-def _label_touched(root: Path, folder: Path) -> tuple[str, ...]:
-    label = find_samples(root, "val")[0].label
-    os.utime(label, ns=(0, 10**18))
-    return label.name, "has changed", "2001-09-09 01:46:40", "remove"
+def _label_touched(root: Path, folder: Path) -> None:
+    os.utime(find_samples(root, "val")[0].label, ns=(0, 10**18))
 
 
-def _other_labels(root: Path, folder: Path) -> tuple[str, ...]:
+def _other_labels(root: Path, folder: Path) -> None:
     label = find_samples(root, "train")[0].label
     cv2.imwrite(str(label).replace("labelIds", "labelTrainIds"), read_pair(find_samples(root, "train")[0])[1])
     label.unlink()
-    return "had another meaning", "labelTrainIds.png"
 
 
-def _truncated(root: Path, folder: Path) -> tuple[str, ...]:
+def _truncated(root: Path, folder: Path) -> None:
     path = frame_files(folder)[2]
     path.write_bytes(path.read_bytes()[:-1])
-    return path.name, "truncated or damaged", "remove it"
 
 
-def _flipped_bit(root: Path, folder: Path) -> tuple[str, ...]:
-    path = frame_files(folder)[2]
-    data = bytearray(path.read_bytes())
-    data[9000] ^= 1
-    path.write_bytes(data)
-    return path.name, "truncated or damaged", "remove it"
-
-
-def _half_an_index(root: Path, folder: Path) -> tuple[str, ...]:
-    (folder / "index.json").write_bytes((folder / "index.json").read_bytes()[:100])
-    return "index.json is damaged", "remove"
-
-
-def _other_version(root: Path, folder: Path) -> tuple[str, ...]:
-    index = folder / "index.json"
-    index.write_text(index.read_text().replace('"version": 2', '"version": 1'))
-    return "version 1", "expected 2"
-
-
-def _something_else(root: Path, folder: Path) -> tuple[str, ...]:
-    shutil.rmtree(folder)
-    folder.mkdir()
-    (folder / "thesis.tex").write_text("x")
-    return "holds files but no cache", "empty folder"
-
-
-def _unwritable(root: Path, folder: Path) -> tuple[str, ...]:
-    shutil.rmtree(folder)
-    folder.write_text("a file where the folder should be")
-    return "cache", "Not a directory"
-
-
-BAD_CACHES = [_picture_changed, _label_touched, _other_labels, _truncated, _flipped_bit,
-              _half_an_index, _other_version, _something_else, _unwritable]  # fmt: skip
-
-
-@pytest.mark.parametrize("spoil", BAD_CACHES, ids=lambda function: function.__name__.strip("_"))
-def test_bad_caches_are_refused(frames, tmp_path, spoil) -> None:
+@pytest.mark.parametrize(
+    "change", [_picture_changed, _label_touched, _other_labels, _truncated], ids=lambda function: function.__name__
+)
+def test_a_frame_that_changed_is_made_again(frames, tmp_path, change, capfd) -> None:
     """A network trained on other pictures than those of the data set that was named."""
     folder = tmp_path / "cache"
     open_cache(folder, both_splits(frames))
-    words = spoil(frames, folder)
-    with pytest.raises(UserError) as error:
-        open_cache(folder, both_splits(frames))
-    message = str(error.value)
-    assert "\n" not in message and all(word in message for word in words), message
+    change(frames, folder)
+    capfd.readouterr()
+    samples = both_splits(frames)
+    opened = open_cache(folder, samples)
+    assert "1 of 5" in capfd.readouterr().out
+    for sample in samples:
+        assert all(np.array_equal(a, b) for a, b in zip(opened.read(sample), read_pair(sample), strict=True))
 
 
-@pytest.mark.parametrize("spoil", [_other_labels, _flipped_bit], ids=lambda function: function.__name__)
-def test_bad_caches_stop_training_in_one_line(frames, tmp_path, spoil) -> None:
-    """A traceback out of the process that found it, here and in a worker."""
-    folder = tmp_path / "cache"
-    open_cache(folder, both_splits(frames))
-    words = spoil(frames, folder)
-    result = run_script("train.py", "--data_path", frames, "--cache", folder, *FLAGS, cwd=tmp_path)
-    assert_user_error(result, *words)
-    assert not list(tmp_path.glob("*.pth"))
-
-
-def test_what_the_message_says_to_do_helps(frames, tmp_path) -> None:
-    """Advice that leads to the next error."""
-    folder, samples = tmp_path / "cache", find_samples(frames, "train")
-    open_cache(folder, samples)
-    os.utime(samples[0].image, ns=(0, 10**18))
-    with pytest.raises(UserError) as error:
-        open_cache(folder, samples)
-    path = frame_files(folder)[0]
-    assert f"remove {path}" in str(error.value)
-    path.unlink()
-    np.testing.assert_array_equal(open_cache(folder, samples).read(samples[0])[0], read_pair(samples[0])[0])
+def test_folders_that_are_no_cache_are_refused(frames, tmp_path) -> None:
+    """Somebody's folder filled with frames, or a traceback."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("x")
+    (tmp_path / "file").write_text("a file where the folder should be")
+    for folder, noun in (("thesis", "thesis.tex"), ("file", "file")):
+        result = run_script("train.py", "--data_path", frames, *FLAGS, "--cache", tmp_path / folder, cwd=tmp_path)
+        assert_user_error(result, noun)
+    assert sorted(path.name for path in tmp_path.glob("t*/*")) == ["thesis.tex"]
 
 
 def test_a_disk_that_is_too_small_is_refused_with_the_figure(frames, tmp_path) -> None:
@@ -306,31 +252,14 @@ def test_a_disk_that_fills_up_leaves_what_is_whole(many, tmp_path) -> None:
     assert not frame_files(tmp_path / "cache") and not list((tmp_path / "cache").rglob("*.tmp"))
 
 
-def test_a_copied_cache_is_checked_once_and_used(frames, tmp_path, capfd) -> None:
-    """A copy to a faster disk that has to be made again, or that is used although the copying damaged it."""
-    samples = find_samples(frames, "train")
-    open_cache(tmp_path / "cache", samples)
-    copy = tmp_path / "copy"
-    shutil.copytree(tmp_path / "cache", copy, copy_function=shutil.copyfile)
-    before = [path.stat().st_mtime_ns for path in frame_files(copy)]
-    capfd.readouterr()
-    open_cache(copy, samples)
-    assert all(str(noun) in capfd.readouterr().out for noun in ("3", "0.00"))
-    assert [path.stat().st_mtime_ns for path in frame_files(copy)] == before
-    open_cache(copy, samples)
-    assert capfd.readouterr().out == ""
-
-
-def test_a_file_that_changes_during_a_run_is_named(frames, tmp_path) -> None:
-    """SIGBUS, which ends the process without a word, where the map is longer than the file."""
-    samples = find_samples(frames, "train")
+def test_a_file_that_vanishes_during_a_run_is_named(frames, tmp_path) -> None:
+    """A traceback from a loader worker."""
+    samples = both_splits(frames)
     opened = open_cache(tmp_path / "cache", samples)
-    first, second, _ = frame_files(tmp_path / "cache")
-    os.truncate(first, 5000)
-    second.unlink()
-    for sample, path in zip(samples, (first, second), strict=False):
-        with pytest.raises(UserError, match=path.name):
-            opened.read(sample)
+    for path in frame_files(tmp_path / "cache"):
+        path.unlink()
+    with refused(samples[0].image):
+        opened.read(samples[0])
 
 
 def test_a_damaged_source_is_named_and_nothing_of_it_is_kept(frames, tmp_path) -> None:
@@ -341,16 +270,4 @@ def test_a_damaged_source_is_named_and_nothing_of_it_is_kept(frames, tmp_path) -
     samples[1].image.write_bytes(data)
     with pytest.raises(UserError, match=samples[1].image.name):
         open_cache(tmp_path / "cache", samples, workers=1)
-    assert samples[1].image.stem not in [path.stem for path in frame_files(tmp_path / "cache")]
-
-
-def test_a_builder_that_dies_names_its_file(frames, tmp_path, monkeypatch) -> None:
-    """A picture whose decoder crashes, among 2,975."""
-    samples = find_samples(frames, "train")
-
-    def fatal(sample):
-        return os.kill(os.getpid(), signal.SIGSEGV) if sample == samples[1] else read_pair(sample)
-
-    monkeypatch.setattr(cache, "read_pair", fatal)
-    with refused(samples[1].image.name):
-        open_cache(tmp_path / "cache", samples, workers=1)
+    assert len(frame_files(tmp_path / "cache")) < len(samples)

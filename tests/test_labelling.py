@@ -25,7 +25,7 @@ from tiny_sets import describe
 import distributed
 import evaluate
 from evaluation.labelling import OUTCOMES, label_pictures
-from evaluation.prediction_files import LOCK, PredictionWriter
+from evaluation.prediction_files import PredictionWriter
 from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES
 from frames.images import picture_size, read_image
@@ -204,7 +204,7 @@ def test_two_runs_never_mix_their_predictions(frames, weights, tmp_path, monkeyp
         assert_user_error(result, results)
     assert not list(results.glob("*.png"))
     (results / "end").touch()
-    assert other.wait()[0] == 0 and not (results / LOCK).exists()
+    assert other.wait()[0] == 0 and not (results / ".lock").exists()
     assert run_script("evaluate.py", *flags(frames, weights, results), cwd=tmp_path).returncode == 0
 
     def refuse(*_: object) -> None:
@@ -215,7 +215,7 @@ def test_two_runs_never_mix_their_predictions(frames, weights, tmp_path, monkeyp
     assert result.returncode == 0 and "takes no locks (No locks available)" in result.stderr
     monkeypatch.setitem(sys.modules, "fcntl", None)
     result = run_script("evaluate.py", *flags(frames, weights, results), cwd=tmp_path)
-    assert result.returncode == 0 and result.stderr == "" and not (results / LOCK).exists()
+    assert result.returncode == 0 and result.stderr == "" and not (results / ".lock").exists()
 
 
 def test_a_full_disk_keeps_what_is_whole(frames, weights, tmp_path) -> None:
@@ -239,7 +239,7 @@ def test_what_a_killed_run_leaves_disturbs_nobody(frames, weights, tmp_path) -> 
     given = flags(frames, weights, tmp_path / "r", "--split", "val", "--json", tmp_path / "scores.json")
     ended = [process.wait() for process in start(2, call_main, "evaluate.py", *given, cwd=tmp_path)]
     assert [status for status, _, _ in ended] == [0, 0] and ended[1][1] == "" and "class mIoU" in ended[0][1], ended
-    left = [LOCK, *(f".{kind}.png.99.tmp" for kind in ("valstadt_000000_000000_pred_labelIds", "color_x"))]
+    left = [".lock", *(f".{kind}.png.99.tmp" for kind in ("valstadt_000000_000000_pred_labelIds", "color_x"))]
     for name in left:
         (tmp_path / "r" / name).write_bytes(b"half")
     scores = evaluate.json.loads((tmp_path / "scores.json").read_text())

@@ -17,13 +17,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from frames.classes import IGNORE_INDEX
+from frames.images import count_values
 from frames.samples import Read, Sample, Scales, read_pair
 from frames.unions import Unions
-from frames.workers import ReadLog, frame_loader
+from frames.workers import frame_loader
 from training.crop import Crop, crop_image, crop_label, place_crop
 from utils import UserError
-
-ATTEMPTS = 10  # crops drawn in search of one without a dominant class. Source: mmsegmentation's RandomCrop
 
 UNCHANGED = torch.tensor([1.0, 1.0, 1.0, 0.0])  # brightness, contrast and saturation factors, hue shift
 
@@ -39,7 +38,6 @@ class TrainSet(Dataset):
         size: (height, width) of the crops.
         seed: the run's seed.
         scales: those of frames that have none themselves.
-        max_class_share: a crop that one class covers to a larger share is drawn again, up to ten times; 1 takes any.
         class_uniform: share of the samples centred on a pixel of a class that is drawn evenly from the frame's classes,
             so that rare classes are seen more often.
         color_strength: see draw_colors.
@@ -56,7 +54,6 @@ class TrainSet(Dataset):
         seed: int,
         scales: Scales,
         *,
-        max_class_share: float = 1.0,
         class_uniform: float = 0.0,
         color_strength: float = 0.0,
         class_mix: float = 0.0,
@@ -67,12 +64,10 @@ class TrainSet(Dataset):
         self.size = size
         self.seed = seed
         self.scales = scales
-        self.max_class_share = max_class_share
         self.class_uniform = class_uniform
         self.color_strength = color_strength
         self.class_mix = class_mix
         self.read = read
-        self.log = ReadLog()
         formats = {sample.labels for sample in self.samples} if unions else ()
         self._union_tables = {labels.unions: unions.table(labels) for labels in formats if labels.unions}
         self._classes: dict[int, np.ndarray] = {}  # present in each frame so far: counting them takes 2 ms
@@ -89,21 +84,17 @@ class TrainSet(Dataset):
 
     def _draw(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         sample = self.samples[index]
-        with self.log.reading(index):
-            image, label = self.read(sample)
-            present = None
-            if self.class_uniform > 0 and rng.random() < self.class_uniform:
-                if index not in self._classes:
-                    self._classes[index] = np.flatnonzero(_count_classes(label))
-                present = self._classes[index]
-            for _ in range(1 if self.max_class_share == 1 else ATTEMPTS):
-                crop = self.draw_crop(label, rng, present, sample.scales or self.scales)
-                target = crop_label(label, crop)
-                if self.max_class_share == 1 or _largest_share(target) <= self.max_class_share:
-                    break
-            if self._union_tables and sample.labels.unions:
-                target = cv2.LUT(target, self._union_tables[sample.labels.unions])
-            return crop_image(image, crop), target
+        image, label = self.read(sample)
+        present = None
+        if self.class_uniform > 0 and rng.random() < self.class_uniform:
+            if index not in self._classes:
+                self._classes[index] = np.flatnonzero(count_values(label)[:IGNORE_INDEX])
+            present = self._classes[index]
+        crop = self.draw_crop(label, rng, present, sample.scales or self.scales)
+        target = crop_label(label, crop)
+        if self._union_tables and sample.labels.unions:
+            target = cv2.LUT(target, self._union_tables[sample.labels.unions])
+        return crop_image(image, crop), target
 
     def draw_crop(
         self, label: np.ndarray, rng: np.random.Generator, present: np.ndarray | None, scales: Scales
@@ -135,7 +126,7 @@ def paste_classes(
         other_target: of the same shape; its ignored pixels are not pasted.
         rng: the sample's generator.
     """
-    present = np.flatnonzero(_count_classes(other_target))
+    present = np.flatnonzero(count_values(other_target)[:IGNORE_INDEX])
     chosen = np.zeros(256, np.uint8)
     chosen[rng.choice(present, (len(present) + 1) // 2, replace=False)] = 1
     mask = cv2.LUT(other_target, chosen)
@@ -154,16 +145,6 @@ def _nth_true(mask: np.ndarray, n: int) -> int:
         else:
             start, n = middle, n - before
     return start + int(np.flatnonzero(mask[start:stop])[n])
-
-
-def _largest_share(target: np.ndarray) -> float:
-    counts = _count_classes(target)
-    return float(counts.max() / max(1.0, counts.sum()))
-
-
-def _count_classes(label: np.ndarray) -> np.ndarray:
-    """Counts the pixels of each class; OpenCV's histogram takes a tenth of np.bincount, which converts to int64."""
-    return cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:IGNORE_INDEX]
 
 
 def draw_colors(rng: np.random.Generator, strength: float) -> Tensor:
@@ -267,7 +248,6 @@ def make_loader(
         (args.crop_h, args.crop_w),
         args.seed,
         Scales.parse(args.scales),
-        max_class_share=args.max_class_share,
         class_uniform=args.class_uniform,
         color_strength=args.color_strength,
         class_mix=args.class_mix,
