@@ -132,7 +132,8 @@ def score(
     for note in (notes := list(filter(None, (train_ids_note(samples), seen)))):
         print(note)
     read = functools.partial(read_at_width, width=args.width) if args.width else read_pair
-    scores = evaluate(network, samples, classes, workers=args.workers, writer=writer, report=report, read=read)
+    outputs = [output for output in (writer, report) if output]
+    scores = evaluate(network, samples, classes, workers=args.workers, outputs=outputs, read=read)
     if writer:
         print(f"predictions: {writer.folder}")
     if not scores.confusion.any():

@@ -64,7 +64,7 @@ def label_pictures(
         UserError: a prediction cannot be written.
     """
     if distributed.is_first() and not keep:
-        writer.clear()
+        writer.start()
     distributed.all_reduce_sum(torch.zeros(1))  # nobody writes before that
     mine = samples[distributed.rank() :: distributed.count()]
     data = _Pictures(writer.has if keep else None)
@@ -78,7 +78,7 @@ def label_pictures(
                 print(f"left out: {problem}", file=sys.stderr)
             elif image is not None:
                 train_ids = network.labels(image[None])[0].to(torch.uint8).cpu().numpy()
-                outcome = "labelled" if writer.write(*writer.encode(sample, train_ids)) else "left out"
+                outcome = "labelled" if writer.write(*writer.encode_labels(sample, train_ids)) else "left out"
             counts[outcome] += 1
     totals = distributed.all_reduce_sum(torch.tensor(list(counts.values())))
     return dict(zip(OUTCOMES, totals.tolist(), strict=True))

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from evaluation.scores import ScoredFrame
 from frames.classes import Classes
 from frames.folders import files_below
 from frames.images import color, count_values, encode_png, picture_size, read_image
@@ -104,7 +105,7 @@ class PredictionWriter:
                         left.unlink(missing_ok=True)
             yield
 
-    def clear(self) -> None:
+    def start(self) -> None:
         """Removes earlier predictions of these frames, so that an interruption leaves no mixture."""
         for folder in filter(None, {self.folder, self.color_folder}):
             for found, own in self._earlier(folder):
@@ -124,8 +125,12 @@ class PredictionWriter:
         values = np.flatnonzero(count_values(label_ids)) if label_ids.ndim == 2 else [-1]
         return len(sizes) == 1 and bool(np.isin(values, self.classes.labels.file_values).all())
 
-    def encode(self, sample: Sample, train_ids: np.ndarray) -> tuple[Sample, bytes, bytes]:
-        """Returns the arguments of `write` for (H, W) uint8 train ids; this part can be done in any process."""
+    def encode(self, frame: ScoredFrame) -> tuple[Sample, bytes, bytes]:
+        """Returns the arguments of `write` for a frame; any process may do this."""
+        return self.encode_labels(frame.sample, frame.prediction)
+
+    def encode_labels(self, sample: Sample, train_ids: np.ndarray) -> tuple[Sample, bytes, bytes]:
+        """Returns the arguments of `write` for (H, W) uint8 train ids; any process may do this."""
         drawn = cv2.cvtColor(color(train_ids, self.classes), cv2.COLOR_RGB2BGR) if self.color_folder else None
         return (
             sample,

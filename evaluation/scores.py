@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from frames.classes import Classes
+from frames.samples import Sample
 from frames.unions import joined_classes
 
 
@@ -164,3 +166,23 @@ def statistics_row(epoch: int, train_loss: float, scores: Scores, lr: float, ima
         "lr": lr,
         "images_per_s": images_per_s,
     }
+
+
+class ScoredFrame(NamedTuple):
+    """A frame with its prediction, for what is written of it.
+
+    Attributes:
+        index: of the frame among all.
+        sample: its files.
+        image: (H, W, 3) uint8 RGB.
+        truth: (H, W) uint8 train ids.
+        prediction: the same.
+        confusion: (K, K) pixel counts.
+    """
+
+    index: int
+    sample: Sample
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    confusion: np.ndarray

@@ -116,6 +116,8 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
         )
     with locked(cache.folder, wait=True):
         missing = [sample for sample in samples if not cache.has(sample)]  # another process may have built it by now
+        if not missing:
+            return cache
         for left in cache.folder.glob(".*.tmp"):
             left.unlink()
         needed = _needed_space(cache.folder, missing, free)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from evaluation.scores import Scores
+from evaluation.scores import ScoredFrame, Scores
 from frames.classes import CITYSCAPES, Classes
 from frames.samples import Sample
 from inference.cuda import GraphNetwork
@@ -262,7 +262,8 @@ def tiny_report(
             np.add.at(counts, (truth[valid], prediction[valid]), 1)
             total = total + counts
             image = np.full((*truth.shape, 3), 128, np.uint8)
-            report.add(*report.draw(index, image, truth, prediction, counts))
+            frame = ScoredFrame(index, samples[index], image, truth, prediction, counts)
+            report.write(*report.encode(frame))
         report.finish(Scores(classes, total), ABOUT)
     return folder
 

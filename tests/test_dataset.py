@@ -121,7 +121,7 @@ def test_one_frame_name_in_two_folders(tmp_path) -> None:
         np.testing.assert_array_equal(read_pair(sample)[1], CITYSCAPES.labels.table[ids[sample.folder]])
     writer = PredictionWriter(tmp_path / "results", samples, CITYSCAPES)
     for sample in samples:
-        writer.write(*writer.encode(sample, np.zeros((4, 4), np.uint8)))
+        writer.write(*writer.encode_labels(sample, np.zeros((4, 4), np.uint8)))
     written = sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "results").rglob("*.png"))
     assert written == [f"results/{folder}/frame0014_pred_labelIds.png" for folder in ("201", "273")]
 

@@ -164,7 +164,7 @@ def test_predictions_of_two_runs_are_never_mixed(tmp_path) -> None:
     samples = [Sample(f"a_000000_00000{i}", Path("x"), None, folder="a") for i in range(2)]
     writer = PredictionWriter(tmp_path, samples, CITYSCAPES)
     for sample in samples:
-        writer.write(*writer.encode(sample, np.zeros((4, 4), np.uint8)))
+        writer.write(*writer.encode_labels(sample, np.zeros((4, 4), np.uint8)))
     with refused("a_000000_000001_pred"):
         PredictionWriter(tmp_path, samples[:1], CITYSCAPES)
 

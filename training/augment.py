@@ -6,7 +6,6 @@ stay uint8 RGB until they are a batch on the device. Sizes are (height, width).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -22,6 +21,7 @@ from frames.samples import Read, Sample, Scales, read_pair
 from frames.unions import Unions
 from frames.workers import frame_loader
 from training.crop import Crop, crop_image, crop_label, place_crop
+from training.recipes import Options
 from utils import UserError
 
 UNCHANGED = torch.tensor([1.0, 1.0, 1.0, 0.0])  # brightness, contrast and saturation factors, hue shift
@@ -235,30 +235,30 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 def make_loader(
-    args: argparse.Namespace,
+    options: Options,
     samples: Sequence[Sample],
     sampler: EpochSampler,
     read: Read,
     device: torch.device,
     unions: Unions,
 ) -> DataLoader:
-    """Returns the loader of training batches, with the augmentation that the flags ask for."""
+    """Returns the loader of training batches, with the augmentation of the run's options."""
     train_set = TrainSet(
         samples,
-        (args.crop_h, args.crop_w),
-        args.seed,
-        Scales.parse(args.scales),
-        class_uniform=args.class_uniform,
-        color_strength=args.color_strength,
-        class_mix=args.class_mix,
+        (options.crop_h, options.crop_w),
+        options.seed,
+        Scales.parse(options.scales),
+        class_uniform=options.class_uniform,
+        color_strength=options.color_strength,
+        class_mix=options.class_mix,
         unions=unions,
         read=read,
     )
     return frame_loader(
         train_set,
-        args.workers,
+        options.workers,
         batch_sampler=sampler,
-        persistent_workers=args.workers > 0,
+        persistent_workers=options.workers > 0,
         pin_memory=device.type == "cuda",
         # The loader draws a number whenever workers start. Drawn from dropout's generator, it would make the result
         # depend on the number of workers, and on when a run was resumed.

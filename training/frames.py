@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from frames.classes import Classes
 from frames.samples import DataSet, Sample, Scales
 from frames.unions import Unions
 from training.crop import padding_share
+from training.recipes import Options
 from utils import UserError
 
 
@@ -32,28 +32,28 @@ class Frames(NamedTuple):
     sizes: Counter[tuple[Scales | None, tuple[int, int]]]
 
 
-def find_frames(args: argparse.Namespace, data: DataSet, extra: Mapping[str, DataSet]) -> Frames:
+def find_frames(options: Options, data: DataSet, extra: Mapping[str, DataSet]) -> Frames:
     """Returns the frames of a run, after all labels and the validation pictures have been read.
 
     Args:
-        args: the flags.
+        options: of the run.
         data: the data set that is named by --data_path.
         extra: those that are named by --extra_data, by their path.
 
     Raises:
         UserError: a file is missing or wrong, or no class has pixels.
     """
-    if args.train_split == "train+val":
+    if options.train_split == "train+val":
         print("training on train+val: the validation scores below are on frames seen in training")
-    train, val = (_checked(data, split, args.workers) for split in ("train", "val"))
-    added = {path: _checked(other, "train", args.workers, extra=path) for path, other in extra.items()}
+    train, val = (_checked(data, split, options.workers) for split in ("train", "val"))
+    added = {path: _checked(other, "train", options.workers, extra=path) for path, other in extra.items()}
     labelled = Check("train", data.classes)
     for _, check in (train, *added.values()):
         labelled.add(check)
     parts = [
         train,
-        *([val] if args.train_split == "train+val" else []),
-        *(added[path] for path in args.extra_data or ()),
+        *([val] if options.train_split == "train+val" else []),
+        *(added[path] for path in options.extra_data or ()),
     ]
     sizes = Counter()
     for samples, check in parts:
@@ -73,7 +73,7 @@ def _checked(data: DataSet, split: str, workers: int, extra: str = "") -> tuple[
     return samples, check_split(samples, split, data.classes, workers, decode_images=split == "val", extra=extra)
 
 
-def find_unions(args: argparse.Namespace, samples: Iterable[Sample], classes: int) -> Unions:
+def find_unions(options: Options, samples: Iterable[Sample], classes: int) -> Unions:
     """Returns the unions of the training frames' labels.
 
     Raises:
@@ -81,7 +81,7 @@ def find_unions(args: argparse.Namespace, samples: Iterable[Sample], classes: in
         UserError: there are too many.
     """
     unions = Unions.of({sample.labels for sample in samples}, classes)
-    if unions.members and args.loss == "bce":
+    if unions.members and options.loss == "bce":
         raise UserError(
             "--loss bce learns each class by itself, and the labels have unions, which say any of several; choose "
             "cross_entropy or ohem"
@@ -89,9 +89,9 @@ def find_unions(args: argparse.Namespace, samples: Iterable[Sample], classes: in
     return unions
 
 
-def padding(args: argparse.Namespace, sizes: Counter[tuple[Scales | None, tuple[int, int]]]) -> float:
+def padding(options: Options, sizes: Counter[tuple[Scales | None, tuple[int, int]]]) -> float:
     """Returns the share of the pixels of training crops that is expected to be padding; `sizes` as in Frames."""
-    usual, crop = Scales.parse(args.scales), (args.crop_h, args.crop_w)
+    usual, crop = Scales.parse(options.scales), (options.crop_h, options.crop_w)
     shares = [count * padding_share(size, (own or usual).spread(), crop) for (own, size), count in sizes.items()]
     return sum(shares) / max(1, sizes.total())
 

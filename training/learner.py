@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -15,6 +14,7 @@ from model import FastSCNN, preprocess
 from training.augment import distort_colors
 from training.losses import auxiliary_loss, lovasz_loss, upsampled_loss
 from training.optim import learning_rate, make_average, make_optimizer, parameter_groups, scaled_rate
+from training.recipes import Options
 from utils import cpu_has_bf16
 
 
@@ -50,7 +50,7 @@ class Learner:
     """A network with its optimizer and schedule, trained a batch at a time, in one process or in several.
 
     Args:
-        args: the flags, see recipes.py.
+        options: of the run, see recipes.py.
         model: moved to the device.
         device: where to compute.
         steps: steps of the whole run, for the learning rate.
@@ -64,14 +64,14 @@ class Learner:
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        options: Options,
         model: FastSCNN,
         device: torch.device,
         steps: int,
         half: torch.dtype | None,
         unions: Members = (),
     ):
-        self.args = args
+        self.options = options
         self.device = device
         self.steps = steps
         self.half = half
@@ -81,14 +81,14 @@ class Learner:
         if half is not None and device.type == "cpu":
             keep_depthwise_in_float32(model)
         self.model = model.to(device, memory_format=torch.channels_last)
-        groups = parameter_groups(self.model, args.weight_decay, args.decay_all)
-        self.peak_lr = scaled_rate(args.lr, args.batch_size, args.base_batch)
-        self.optimizer = make_optimizer(args.optimizer, groups, self.peak_lr)
-        self.average = make_average(self.model, args.ema) if args.ema else None
+        groups = parameter_groups(self.model, options.weight_decay, options.decay_all)
+        self.peak_lr = scaled_rate(options.lr, options.batch_size, options.base_batch)
+        self.optimizer = make_optimizer(options.optimizer, groups, self.peak_lr)
+        self.average = make_average(self.model, options.ema) if options.ema else None
         # Gradients underflow in fp16: they are scaled up, and a step that overflows is skipped.
         self.scaler = torch.amp.GradScaler(device.type, enabled=half == torch.float16)
         self.network: nn.Module = FromPixels(self.model)
-        if args.compile:
+        if options.compile:
             self.network.compile()
         if distributed.count() > 1:
             self.network = DistributedDataParallel(
@@ -118,9 +118,9 @@ class Learner:
             The loss, whose mean over the processes is that of the whole batch, and the number of pixels in the whole
             batch's main loss.
         """
-        args = self.args
+        options = self.options
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(number, self.steps, self.peak_lr, args.power, args.warmup_steps, args.min_lr)
+            group["lr"] = learning_rate(number, self.steps, self.peak_lr, options.power, options.warmup_steps)
         loss, pixels = self.loss(images, targets, colors)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -132,24 +132,24 @@ class Learner:
 
     def loss(self, images: Tensor, targets: Tensor, colors: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the loss that `step` minimises and its number of pixels; see there."""
-        args, unions = self.args, self.unions
+        options, unions = self.options, self.unions
         targets = targets.to(self.device, non_blocking=True).long()
         images = distort_colors(images.to(self.device, non_blocking=True), colors)
         with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
             logits, *inner = self.network(images)
-        main = upsampled_loss(args.loss, logits, targets, args.label_smoothing, self.model.align_corners, unions)
+        main = upsampled_loss(options.loss, logits, targets, self.model.align_corners, unions)
         terms = [main, *(auxiliary_loss(head, targets, unions) for head in inner)]
         # Processes have different numbers of labelled pixels: the sum over all of them is divided by the total count.
         # The gradients are averaged over the processes, hence the factor.
         pixels = distributed.all_reduce_sum(torch.stack([count for _, count in terms]))
-        weights = [1.0, *(args.aux_weight for _ in inner)]
+        weights = [1.0, *(options.aux_weight for _ in inner)]
         shares = [
             weight * distributed.count() * summed / count
             for weight, (summed, _), count in zip(weights, terms, pixels.clamp(min=1), strict=True)
         ]
         loss = torch.stack(shares).sum()
-        if args.lovasz_weight:  # the IoU is over this process's crops
-            loss = loss + args.lovasz_weight * lovasz_loss(logits, targets, unions)
+        if options.lovasz_weight:  # the IoU is over this process's crops
+            loss = loss + options.lovasz_weight * lovasz_loss(logits, targets, unions)
         return loss, pixels[0]
 
     def state_dict(self) -> dict:

@@ -25,9 +25,7 @@ OHEM_LEAST_SHARE = 1 / 16  # of the pixels, which are kept however easy they are
 PIXELS_AT_ONCE = 32768  # their class scores fit into the processor's cache
 
 
-def pixel_loss(
-    name: str, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, unions: Members = ()
-) -> tuple[Tensor, Tensor]:
+def pixel_loss(name: str, logits: Tensor, targets: Tensor, unions: Members = ()) -> tuple[Tensor, Tensor]:
     """Returns the summed loss and the number of pixels in the sum.
 
     Args:
@@ -35,42 +33,36 @@ def pixel_loss(
             summed over the classes. ohem: cross-entropy of the hard pixels only, at least 1/16 of all pixels.
         logits: (N, K, H, W).
         targets: (N, H, W) int64 train ids.
-        label_smoothing: probability spread over all classes, those of a pixel's union among them.
         unions: not with bce, whose classes are not learnt against each other.
     """
     valid = targets != IGNORE_INDEX
     if name == "bce":
-        return _binary_cross_entropy(logits, targets, valid, label_smoothing), valid.sum()
-    smoothing = {"ignore_index": IGNORE_INDEX, "label_smoothing": label_smoothing}
+        return _binary_cross_entropy(logits, targets, valid), valid.sum()
     if unions:
-        losses = _union_cross_entropy(logits, targets, valid, label_smoothing, unions)
+        losses = _union_cross_entropy(logits, targets, valid, unions)
         if name == "cross_entropy":
             return losses.sum(), valid.sum()
     elif name == "cross_entropy":
-        return F.cross_entropy(logits, targets, reduction="sum", **smoothing), valid.sum()
+        return F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORE_INDEX), valid.sum()
     else:
-        losses = F.cross_entropy(logits, targets, reduction="none", **smoothing)
+        losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
     # No look at how many pixels are hard: it would make a GPU wait.
     least = losses.detach().flatten().topk(math.ceil(OHEM_LEAST_SHARE * losses.numel())).values[-1]
     kept = valid & (losses >= least.clamp(max=-math.log(OHEM_PROBABILITY)))
     return (losses * kept).sum(), kept.sum()
 
 
-def _union_cross_entropy(
-    logits: Tensor, targets: Tensor, valid: Tensor, label_smoothing: float, unions: Members
-) -> Tensor:
+def _union_cross_entropy(logits: Tensor, targets: Tensor, valid: Tensor, unions: Members) -> Tensor:
     """Returns the (N, H, W) losses; zero for ignored pixels. The score of a union is the logsumexp of its classes'."""
     scores = [torch.stack([logits[:, k] for k in members], 1).logsumexp(1, keepdim=True) for members in unions]
     own = torch.cat([logits, *scores], 1).gather(1, targets.where(valid, 0).unsqueeze(1)).squeeze(1)
-    spread = label_smoothing * logits.mean(1) if label_smoothing else 0.0
-    return (logits.logsumexp(1) - (1 - label_smoothing) * own - spread) * valid
+    return (logits.logsumexp(1) - own) * valid
 
 
 def upsampled_loss(
     name: str,
     logits: Tensor,
     targets: Tensor,
-    label_smoothing: float = 0.0,
     align_corners: bool = False,
     unions: Members = (),
 ) -> tuple[Tensor, Tensor]:
@@ -84,24 +76,19 @@ def upsampled_loss(
         name: as for pixel_loss.
         logits: (N, K, h, w).
         targets: (N, H, W) int64 train ids.
-        label_smoothing: as for pixel_loss.
         align_corners: as for interpolate.
         unions: as for pixel_loss.
     """
-    return _ByImage.apply(logits, targets, name, label_smoothing, align_corners, unions)
+    return _ByImage.apply(logits, targets, name, align_corners, unions)
 
 
 class _ByImage(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, logits: Tensor, targets: Tensor, name: str, label_smoothing: float, align_corners: bool, unions: Members
-    ):
+    def forward(ctx, logits: Tensor, targets: Tensor, name: str, align_corners: bool, unions: Members):
         sums, counts, gradients = [], [], []
         for small, target in zip(logits.detach().split(1), targets.split(1), strict=True):
             if name == "cross_entropy" and small.is_cpu:
-                summed, gradient = cpu_upsampled_cross_entropy(
-                    small[0], target[0], label_smoothing, align_corners, unions
-                )
+                summed, gradient = cpu_upsampled_cross_entropy(small[0], target[0], align_corners, unions)
                 sums.append(summed)
                 counts.append((target != IGNORE_INDEX).sum())
                 gradients.append(gradient[None])
@@ -109,7 +96,7 @@ class _ByImage(torch.autograd.Function):
             with torch.enable_grad():
                 small = small.float().requires_grad_()
                 full = F.interpolate(small, target.shape[-2:], mode="bilinear", align_corners=align_corners)
-                summed, pixels = pixel_loss(name, full, target, label_smoothing, unions)
+                summed, pixels = pixel_loss(name, full, target, unions)
                 gradients += torch.autograd.grad(summed, small)
             sums.append(summed.detach())
             counts.append(pixels)
@@ -121,7 +108,7 @@ class _ByImage(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor, _: Tensor):
         (gradients,) = ctx.saved_tensors
-        return gradients * gradient, None, None, None, None, None
+        return gradients * gradient, None, None, None, None
 
 
 def _sparse(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,22 +188,20 @@ def _memberships(count: int, unions: Members, device: torch.device) -> tuple[Ten
     return belongs.to(device), known.to(device)
 
 
-def _binary_cross_entropy(logits: Tensor, targets: Tensor, valid: Tensor, label_smoothing: float) -> Tensor:
+def _binary_cross_entropy(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     """Returns the sum over pixels and classes, without a one-hot target as large as the logits.
 
     For class k of a pixel of class c the loss is softplus(z_k) - y_k z_k; summed over k that is the sum of all softplus
     less the logit of the pixel's own class.
     """
     own = logits.gather(1, targets.where(valid, 0).unsqueeze(1)).squeeze(1)
-    spread = label_smoothing * logits.mean(1) if label_smoothing else 0.0
-    losses = F.softplus(logits).sum(1) - (1 - label_smoothing) * own - spread
+    losses = F.softplus(logits).sum(1) - own
     return (losses * valid).sum()
 
 
 def cpu_upsampled_cross_entropy(
     logits: Tensor,
     targets: Tensor,
-    label_smoothing: float = 0.0,
     align_corners: bool = False,
     unions: Members = (),
 ) -> tuple[Tensor, Tensor]:
@@ -228,7 +213,6 @@ def cpu_upsampled_cross_entropy(
     Args:
         logits: (K, h, w).
         targets: (H, W) int64 train ids.
-        label_smoothing: as for pixel_loss.
         align_corners: as for interpolate.
         unions: as for pixel_loss.
 
@@ -253,19 +237,15 @@ def cpu_upsampled_cross_entropy(
         for pixels, _, inside in joint:
             own_scores.view(-1)[pixels] = inside.logsumexp(0)
         highest = scores.amax(0)
-        loss = highest - (1 - label_smoothing) * own_scores
-        if label_smoothing:
-            loss -= label_smoothing * scores.mean(0)
+        loss = highest - own_scores
         scores.sub_(highest).exp_()
         summed = scores.sum(0)
         total += ((loss + summed.log()) * valid).sum()
         scores.mul_(valid / summed)  # softmax; minus the target distribution, it is the gradient
-        if label_smoothing:
-            scores.sub_(label_smoothing / classes * valid)
-        scores.scatter_add_(0, own, (label_smoothing - 1) * single[None])
+        scores.scatter_add_(0, own, -single[None].to(scores.dtype))
         for pixels, members, inside in joint:
             for k, share in zip(members, inside.softmax(0), strict=True):
-                scores[k].view(-1).scatter_add_(0, pixels, (label_smoothing - 1) * share)
+                scores[k].view(-1).scatter_add_(0, pixels, -share)
         gradient[:, part] += weights.T @ scores
     return total, (gradient.view(-1, size[1]) @ columns).view(logits.shape)
 
@@ -290,3 +270,10 @@ def _union_pixels(scores: Tensor, target: Tensor, unions: Members) -> list[tuple
 def _upsampling(length: int, size: int, align_corners: bool) -> Tensor:
     """Returns the (size, length) matrix of linear interpolation along one axis."""
     return F.interpolate(torch.eye(length)[None], size, mode="linear", align_corners=align_corners)[0].T.contiguous()
+
+
+def summed_cross_entropy(logits: Tensor, targets: Tensor, align_corners: bool, unions: Members = ()) -> float:
+    """Returns the cross-entropy of upsampled (N, K, h, w) logits, summed over the labelled pixels of the targets."""
+    targets = targets.to(logits.device).long()
+    full = F.interpolate(logits, targets.shape[1:], mode="bilinear", align_corners=align_corners)
+    return float(pixel_loss("cross_entropy", full, targets, unions=unions)[0])

@@ -7,10 +7,8 @@ from torch import nn
 from torch.optim import swa_utils
 
 
-def learning_rate(
-    step: int, steps: int, peak: float, power: float = 0.0, warmup_steps: int = 0, min_lr: float = 0.0
-) -> float:
-    """Returns the learning rate of a step: linear warm-up times peak * (1 - step / steps) ** power, at least min_lr.
+def learning_rate(step: int, steps: int, peak: float, power: float = 0.0, warmup_steps: int = 0) -> float:
+    """Returns the learning rate of a step: linear warm-up times peak * (1 - step / steps) ** power.
 
     Args:
         step: the first step of the run is 0.
@@ -18,10 +16,9 @@ def learning_rate(
         peak: the highest rate.
         power: 0 leaves the rate constant. Paper: 0.9.
         warmup_steps: length of the warm-up.
-        min_lr: lower limit after the warm-up.
     """
     warmup = min(1.0, (step + 1) / (warmup_steps + 1))
-    return warmup * max(min_lr, peak * (1 - step / steps) ** power)
+    return warmup * peak * (1 - step / steps) ** power
 
 
 def scaled_rate(lr: float, batch: int, base_batch: int) -> float:

@@ -7,6 +7,7 @@ from there.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import math
 import os
@@ -59,7 +60,6 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "epochs": Flag(100, "passes over the training split", low=1, decides=True),
         "scales": Flag("0.5,0.75,1,1.25,1.5,1.75,2", "crop scales: a list (0.5,1,2) or a range (0.5-2)", decides=True),
         "color_strength": Flag(0.0, "photometric distortion, from 0 (none) to 1", 0, 1, decides=True),
-        "max_class_share": Flag(1.0, "draw a crop again if one class covers more of it", 0.05, 1, decides=True),
         "class_uniform": Flag(
             0.0, "share of crops centred on a class drawn evenly from the frame's", 0, 1, decides=True
         ),
@@ -67,7 +67,6 @@ FLAGS: dict[str, dict[str, Flag]] = {
     },
     "recipe: loss and optimizer": {
         "loss": Flag("cross_entropy", "bce: a sigmoid per class; ohem: hard pixels only", choices=LOSSES, decides=True),
-        "label_smoothing": Flag(0.0, "probability spread over all classes", 0, 0.99, decides=True),
         "lovasz_weight": Flag(0.0, "weight of the Lovász loss, a surrogate of the IoU", 0, 10, decides=True),
         "aux_weight": Flag(0.0, "weight of each auxiliary loss; 0: no auxiliary heads", 0, 10, decides=True),
         "optimizer": Flag(
@@ -79,7 +78,6 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "decay_all": Flag(True, "decay depthwise convolutions, biases and batch norm too", decides=True),
         "power": Flag(0.0, "exponent of the polynomial schedule; 0: constant", 0, 10, decides=True),
         "warmup_steps": Flag(0, "steps in which the rate rises from zero", low=0, decides=True),
-        "min_lr": Flag(0.0, "lower limit of the schedule", low=0, decides=True),
         "ema": Flag(
             0.0, "decay of the averaged weights, which are scored and saved; 0: none", 0, 0.99999, decides=True
         ),
@@ -170,8 +168,23 @@ RECIPES: dict[str, dict[str, object]] = {
         "class_uniform": 0.3,
     },
 }
+# Flags of earlier versions and what did nothing: a run that was begun with another value cannot be resumed.
+REMOVED = {"max_class_share": 1.0, "label_smoothing": 0.0, "min_lr": 0.0}
 # These only matter before the first step.
 FIRST_ONLY = ("recipe", "resume", "init_weights", "reset_head", "overwrite", "check")
+
+
+def _type_of(flag: Flag) -> object:
+    """Returns the type of a flag's values."""
+    if flag.default is None:
+        return list[str] | None if flag.several else str | None
+    return type(flag.default)
+
+
+# The flags as read and checked: one field for each of ALL_FLAGS.
+Options = dataclasses.make_dataclass(
+    "Options", [(name, _type_of(flag)) for name, flag in ALL_FLAGS.items()], frozen=True
+)
 
 
 def build_parser(recipe: str = "original") -> argparse.ArgumentParser:
@@ -194,7 +207,7 @@ def build_parser(recipe: str = "original") -> argparse.ArgumentParser:
     return parser
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_args(arguments: list[str] | None = None) -> Options:
     """Reads the command line; --recipe decides the defaults of the others, which --help shows.
 
     Raises:
@@ -203,19 +216,19 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--recipe", choices=RECIPES, default="original")
     recipe = first.parse_known_args(arguments)[0].recipe
-    args = build_parser(recipe).parse_args(arguments)
-    _check(args)
-    return args
+    options = Options(**vars(build_parser(recipe).parse_args(arguments)))
+    _check(options)
+    return options
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: Options) -> None:
     if args.batch_size < 2:
         raise UserError(
             f"--batch_size is {args.batch_size}, expected at least 2: batch normalisation after the 1x1 pooling bin "
             "has a single value per channel with one crop"
         )
     for name, flag in ALL_FLAGS.items():
-        value, low, high = getattr(args, name), flag.low, args.lr if name == "min_lr" else flag.high
+        value, low, high = getattr(args, name), flag.low, flag.high
         if (low, high) == (-math.inf, math.inf):
             continue
         if not low <= value <= high:  # NaN is in no range
@@ -272,6 +285,11 @@ def compare_settings(path: str, before: dict, now: dict) -> None:
         UserError: one of them decides the result.
     """
     defaults = {name: flag.default for name, flag in ALL_FLAGS.items()}
+    for name, default in REMOVED.items():
+        if before.get(name, default) != default:
+            raise UserError(
+                f"--resume: {path} was begun with --{name} {before[name]}, which no longer exists: begin anew"
+            )
     before = {**defaults, **data_settings(CITYSCAPES, [], []), **before}  # a flag that came later does nothing in it
     differ = [name for name in now if name not in FIRST_ONLY and before.get(name) != now[name]]
     deciding = {*data_settings(CITYSCAPES, [], []), *(name for name, flag in ALL_FLAGS.items() if flag.decides)}

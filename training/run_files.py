@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import math
@@ -19,7 +18,7 @@ import distributed
 from frames.classes import Classes
 from model import FastSCNN
 from training.plots import plot_confusion, plot_curves
-from training.recipes import previous_path
+from training.recipes import Options, previous_path
 from utils import UserError, save_checkpoint, writable_folder, write_file
 
 OF_A_RUN = re.compile(r"\d+_\d+_(model|last|last\.prev)\.pth|\d+_\d+_statistics\.csv")
@@ -47,16 +46,16 @@ class RunFiles:
             tensorboard is missing.
     """
 
-    def __init__(self, args: argparse.Namespace, classes: Classes):
+    def __init__(self, options: Options, classes: Classes):
         self.classes = classes
-        self.folder = Path(args.output_dir)
-        self.prefix = f"{args.crop_h}_{args.crop_w}"
+        self.folder = Path(options.output_dir)
+        self.prefix = f"{options.crop_h}_{options.crop_w}"
         self.best = self.folder / f"{self.prefix}_model.pth"
         self.last = self.folder / f"{self.prefix}_last.pth"
         self.statistics = self.folder / f"{self.prefix}_statistics.csv"
         # The files of an earlier run, which are removed before the first step.
-        self.earlier = self._earlier_run(args.resume) if distributed.is_first() else []
-        if self.earlier and not args.overwrite:
+        self.earlier = self._earlier_run(options.resume) if distributed.is_first() else []
+        if self.earlier and not options.overwrite:
             names = ", ".join(path.name for path in self.earlier[:4])
             state = next((path for path in self.earlier if path.name.endswith("_last.pth")), "FILE")
             raise UserError(
@@ -65,9 +64,9 @@ class RunFiles:
             )
         writable_folder(self.folder)
         self.command = shlex.join(["train.py", *sys.argv[1:]])
-        self.train_split = args.train_split
-        self.extra_data = args.extra_data or []
-        self.board = _open_board(self.folder) if args.tensorboard and distributed.is_first() else None
+        self.train_split = options.train_split
+        self.extra_data = options.extra_data or []
+        self.board = _open_board(self.folder) if options.tensorboard and distributed.is_first() else None
 
     def _earlier_run(self, resumed: str | None) -> list[Path]:
         """Returns the files of an earlier run of any crop size, none if it is the run that is resumed."""

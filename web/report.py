@@ -11,9 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from evaluation.scores import Scores
+from evaluation.scores import ScoredFrame, Scores
 from frames.classes import Classes
 from frames.samples import Sample
 from utils import UserError
@@ -30,7 +28,7 @@ _PICTURE = re.compile(r"pictures/\d{4,}_(input|truth|prediction|errors|other_pre
 
 
 class Report:
-    """A report in the making: `draw` and `add` every frame, then `finish`; as a context, it leaves no half of one.
+    """Builds a report: `encode` and `write` each frame, then `finish`. As a context manager it removes a partial one.
 
     What cannot be written does not end the scoring: `finish` raises it.
 
@@ -73,24 +71,17 @@ class Report:
     def __exit__(self, *error: object) -> None:
         self.aside.discard()
 
-    def draw(
-        self, index: int, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, confusion: np.ndarray
-    ) -> tuple[int, Frame, dict[str, bytes]]:
-        """Returns the arguments of `add` for a frame; this part can be done in any process.
+    def start(self) -> None:
+        """Does nothing: an earlier report stays until this one is finished."""
 
-        Args:
-            index: of the frame among all.
-            image: (H, W, 3) uint8 RGB.
-            truth: (H, W) uint8 train ids.
-            prediction: the same.
-            confusion: (K, K) pixel counts of the frame.
-        """
-        size = image.shape[:2]
+    def encode(self, frame: ScoredFrame) -> tuple[int, Frame, dict[str, bytes]]:
+        """Returns the arguments of `write` for a frame: its row and its pictures; any process may do this."""
+        size = frame.image.shape[:2]
         shown = picture_size(size, self.width)
-        pictures, labels = draw_pictures(image, truth, prediction, self.classes, self.groups, shown)
-        return index, Frame(size, shown, sparse(confusion), labels), pictures
+        pictures, labels = draw_pictures(frame.image, frame.truth, frame.prediction, self.classes, self.groups, shown)
+        return frame.index, Frame(size, shown, sparse(frame.confusion), labels), pictures
 
-    def add(self, index: int, frame: Frame, pictures: dict[str, bytes]) -> None:
+    def write(self, index: int, frame: Frame, pictures: dict[str, bytes]) -> None:
         """Adds a frame, and writes its pictures."""
         self.frames[index] = frame
         for kind, content in pictures.items():
