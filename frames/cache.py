@@ -156,7 +156,7 @@ def _needed_space(folder: Path, samples: Sequence[Sample], free: int | None) -> 
     free = shutil.disk_usage(folder).free if free is None else free
     if needed > free:
         raise UserError(
-            f"--cache needs {needed / 2**30:.2f} GiB for {len(samples)} frames, and {folder} has {free / 2**30:.2f} GiB "
-            "free: free space there or name another folder"
+            f"--cache needs {needed / 2**30:.2f} GiB for {len(samples)} frames, found {free / 2**30:.2f} GiB free in "
+            f"{folder}: free space there or name another folder"
         )
     return needed

@@ -56,8 +56,6 @@ EVERYTHING = (
     4,
     "--color_strength",
     1,
-    "--max_class_share",
-    0.9,
     "--aux_weight",
     0.4,
     "--amp",

@@ -68,8 +68,6 @@ def test_any_number_of_classes_trains_scores_and_draws(tmp_path, run, count, key
         "0.4",
         "--lovasz_weight",
         "0.5",
-        "--max_class_share",
-        "0.9",
     ]
     result = run(*options)
     assert result.returncode == 0, result.stderr

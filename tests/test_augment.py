@@ -91,7 +91,7 @@ def test_samples_do_not_depend_on_workers(frames, workers: int) -> None:
     def batches(count: int) -> list[torch.Tensor]:
         samples = find_samples(frames, "train")
         sampler = EpochSampler(len(samples), 2, seed=3)
-        how = {"max_class_share": 0.75, "class_uniform": 0.5, "color_strength": 1.0, "class_mix": 0.5}
+        how = {"class_uniform": 0.5, "color_strength": 1.0, "class_mix": 0.5}
         train_set = TrainSet(samples, (48, 64), 3, Scales.parse("0.5-2"), **how)
         loader = DataLoader(train_set, batch_sampler=sampler, num_workers=count, persistent_workers=count > 0)
         collected = []
@@ -112,18 +112,6 @@ def lopsided(tmp_path):
     label[:, 200:] = 26
     write_frame(tmp_path, "train", "a_000000_000000", np.zeros((128, 256, 3), np.uint8), label)
     return find_samples(tmp_path, "train")
-
-
-def test_crops_of_one_class_are_drawn_again(lopsided) -> None:
-    """A rejection that does nothing, or that never ends where no crop is good enough."""
-
-    def shares(limit: float) -> list[float]:
-        crops = (TrainSet(lopsided, (64, 64), seed, ONE, max_class_share=limit)[1, 0][1] for seed in range(40))
-        return [float((crop == 0).float().mean()) for crop in crops]
-
-    assert sum(share > 0.75 for share in shares(1.0)) > 20
-    assert sum(share > 0.75 for share in shares(0.75)) < 10
-    assert len(shares(0.05)) == 40  # no crop qualifies: the last one drawn is taken
 
 
 def test_class_uniform_crops_show_the_rare_class(lopsided) -> None:

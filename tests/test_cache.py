@@ -230,25 +230,25 @@ def test_folders_that_are_no_cache_are_refused(frames, tmp_path) -> None:
 def test_a_disk_that_is_too_small_is_refused_with_the_figure(frames, tmp_path) -> None:
     """A disk that is full after an hour."""
     samples = both_splits(frames)
-    needed = 5 * (4096 + 4 * 64 * 96)
+    needed = 5 * 4 * 64 * 96
     with refused("0.00", "5"):
         open_cache(tmp_path / "cache", samples, free=needed - 1)
     assert not frame_files(tmp_path / "cache")
     open_cache(tmp_path / "cache", samples, free=needed)
     written = sum(path.stat().st_size for path in frame_files(tmp_path / "cache"))
-    assert written == needed
+    assert needed < written < 1.1 * needed
     open_cache(tmp_path / "cache", samples, free=0)  # nothing more to write
 
 
 def test_a_disk_that_fills_up_leaves_what_is_whole(many, tmp_path) -> None:
     """Half a frame under the name of a whole one when somebody else fills the disk."""
-    size = 4096 + 4 * 256 * 512 - 1
+    size = 4 * 256 * 512 - 1
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
     for folder in ("leftImg8bit", "gtFine"):
         shutil.copytree(many / folder / "train", many / folder / "val")
     flags = ("--data_path", many, "--cache", tmp_path / "cache", *FLAGS)
     result = start_script("train.py", *flags, cwd=tmp_path, first=limit).result()
-    assert_user_error(result, ".frame")
+    assert_user_error(result, ".npy")
     assert not frame_files(tmp_path / "cache") and not list((tmp_path / "cache").rglob("*.tmp"))
 
 

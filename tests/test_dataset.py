@@ -10,7 +10,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from conftest import Started, assert_user_error, random_frame, refused, run_script, write_frame
 from dying_loader import load
 from PIL import Image
@@ -22,7 +21,7 @@ from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from frames.images import png_header, read_image, read_label
 from frames.samples import Sample, check_headers, read_pair
-from frames.workers import FrameSet, frame_loader, naming_dead_workers
+from frames.workers import FrameSet, naming_dead_workers
 from utils import UserError
 
 
@@ -332,7 +331,7 @@ def test_what_a_header_tells_is_found_before_the_first_batch(frames, spoil) -> N
         pytest.param("SIGKILL", "spawn", 0, marks=pytest.mark.slow),
     ],
 )
-def test_a_worker_that_dies_names_its_file(frames, how: str, start: str, seconds: int) -> None:
+def test_a_worker_that_dies_ends_in_one_line(frames, how: str, start: str, seconds: int) -> None:
     """A worker that "exited unexpectedly", hours into a run, and 2,975 files to suspect."""
     samples = find_samples(frames, "train")
     result = Started(load, str(frames), samples[2].name, how, start, seconds, cwd=frames).result()
@@ -340,35 +339,23 @@ def test_a_worker_that_dies_names_its_file(frames, how: str, start: str, seconds
     # Before it there may be what PyTorch's handler of faults, or a thread of the other worker, has to say.
     assert result.returncode == 2 and result.stderr.count("error: ") == 1 and result.stderr.count("Traceback") <= 1
     line = result.stderr.partition("error: ")[2]
-    assert line.count("\n") == 1 and all(word in line for word in (samples[2].image.name, samples[2].label.name, died))
-    assert samples[0].image.name not in line and samples[1].image.name not in line
+    assert line.count("\n") == 1 and died in line and "--workers" in line
 
 
 def test_a_worker_that_dies_while_it_hands_over_a_batch(frames, monkeypatch) -> None:
-    """A lost connection that arrives before the signal that says why: a traceback instead of the frame's name."""
+    """A lost connection that arrives before the signal that says why: a traceback instead of one line."""
     loader = DataLoader(FrameSet(find_samples(frames, "train")))
-    loader.dataset.log.share()
-    loader.dataset.log.slots[0] = torch.tensor([123, 1])
 
     def signal_handler(_: float) -> None:
         raise RuntimeError("DataLoader worker (pid 123) is killed by signal: Killed. ")
 
-    monkeypatch.setattr("loading.time.sleep", signal_handler)
+    monkeypatch.setattr("frames.workers.time.sleep", signal_handler)
     lost = ConnectionResetError(104, "Connection reset by peer")
-    with refused("123", "000001"), naming_dead_workers(loader):
+    with refused("123"), naming_dead_workers(loader):
         raise lost
-    monkeypatch.setattr("loading.time.sleep", lambda _: None)
+    monkeypatch.setattr("frames.workers.time.sleep", lambda _: None)
     with pytest.raises(ConnectionResetError), naming_dead_workers(loader):
         raise lost
-
-
-def test_a_frame_that_was_read_is_not_suspected(frames) -> None:
-    """A worker that dies between two frames, and the blame on a file that it had read without fault."""
-    loader = frame_loader(FrameSet(find_samples(frames, "train")), 1)
-    assert len(list(loader)) == 3
-    (worker,) = [pid for pid, _ in loader.dataset.log.slots.tolist() if pid > 0]
-    with refused(), naming_dead_workers(loader):
-        raise RuntimeError(f"DataLoader worker (pid {worker}) is killed by signal: Killed. ")
 
 
 def test_only_deaths_are_reworded(frames) -> None:

@@ -24,6 +24,7 @@ from inference.torch_engine import torch_engine
 from model import FastSCNN
 from training.augment import EpochSampler
 from training.learner import Learner
+from training.losses import summed_cross_entropy
 from training.recipes import parse_args
 from web.report import Report
 from web.report_data import About
@@ -86,7 +87,7 @@ def scored(weights: Path, frames: Path, results: Path) -> Scores:
     samples = find_samples(frames, "train")
     writer = PredictionWriter(results / "ids", samples, CITYSCAPES, results / "color")
     with Report(results / "report", CITYSCAPES, samples) as report:
-        scores = evaluate(network, samples, CITYSCAPES, writer=writer, report=report, with_loss=True)
+        scores = evaluate(network, samples, CITYSCAPES, outputs=[writer, report], loss=summed_cross_entropy)
         if distributed.is_first():
             report.finish(scores, About("w.pth", "data", "train", "torch", "command"))
     return scores

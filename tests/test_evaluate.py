@@ -59,7 +59,7 @@ def test_scores_equal_the_official_script(label_maps, tmp_path) -> None:
         train_ids = torch.from_numpy(predictions[next(order).name]).long()
         return F.one_hot(train_ids, len(CITYSCAPES)).permute(2, 0, 1)[None].float()
 
-    scores = evaluate(Engine(logits, False, "given"), samples, CITYSCAPES, writer=writer)
+    scores = evaluate(Engine(logits, False, "given"), samples, CITYSCAPES, outputs=[writer])
     official = official_scores(data, tmp_path / "results", tmp_path / "export")
     assert_equal_scores(scores.as_json(), official)
     counted = np.array(official["confMatrix"])[np.ix_(VALID_IDS, VALID_IDS)]
@@ -176,7 +176,7 @@ def test_predictions_of_two_runs_are_never_mixed(tmp_path) -> None:
             None,
             samples,
             CITYSCAPES,
-            writer=PredictionWriter(tmp_path, samples, CITYSCAPES),
+            outputs=[PredictionWriter(tmp_path, samples, CITYSCAPES)],
             before_each=interrupted,
             read=_black,
         )

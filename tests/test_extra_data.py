@@ -137,8 +137,6 @@ def test_a_run_on_several_data_sets_resumes_to_the_same_end(sets, tmp_path) -> N
         0.5,
         "--aux_weight",
         0.4,
-        "--label_smoothing",
-        0.1,
     )
     flags = (*how, "--extra_data", second, second, "--epochs")
     straight, cut = tmp_path / "straight", tmp_path / "cut"

@@ -22,7 +22,6 @@ from PIL import Image
 from runs import assert_equal_scores, files_below, official_scores, start
 from tiny_sets import describe
 
-import distributed
 import evaluate
 from evaluation.labelling import OUTCOMES, label_pictures
 from evaluation.prediction_files import PredictionWriter
@@ -249,46 +248,6 @@ def test_what_a_killed_run_leaves_disturbs_nobody(frames, weights, tmp_path) -> 
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [
         f"valstadt_000000_00000{index}_pred_labelIds.png" for index in range(2)
     ]
-
-
-def send_shares() -> None:
-    """Sends shares of up to nine numbers to the first process; what it got is saved."""
-    evaluate._WrittenByFirst.EVERY = 2
-    with distributed.process_group("cpu"):
-        got = []
-        for count in range(10):
-            written: list[int] = []
-            sender = evaluate._WrittenByFirst(written.append, -(-count // 2))
-            sender.write = lambda *made, written=written: written.extend(made)
-            for number in range(count)[distributed.rank() :: 2]:
-                sender.put((number,))
-                assert len(sender.waiting) < 2
-            sender.finish()
-            assert not sender.waiting
-            got.append(sorted(written))
-        if distributed.is_first():
-            assert got == [list(range(count)) for count in range(10)]
-
-
-def test_the_first_process_gets_all_while_few_wait(tmp_path) -> None:
-    """A process that waits for ever because another had one frame less, or all predictions of a set in memory."""
-    for running in start(2, send_shares, cwd=tmp_path):
-        status, _, errors = running.wait()
-        assert status == 0, errors
-
-
-LABELLER = """
-import os, pathlib, sys
-if os.environ.get("RANK", "0") == "0":
-    results = pathlib.Path(sys.argv[sys.argv.index("--save_dir") + 1])
-    results.mkdir()
-    (results / "flags").write_text("\\n".join(sys.argv[1:]))
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    for index in range(12):
-        time = 1000 + index * 0.5 / count if index >= count else 0  # what is first may be late
-        (results / f"{index}.png").touch()
-        os.utime(results / f"{index}.png", (time, time))
-"""
 
 
 EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01"  # little-endian, one entry, 0x0112; then its type, count and value

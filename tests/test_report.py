@@ -31,6 +31,7 @@ from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES, Classes, LabelFormat, distinct_colors, plain_labels
 from frames.samples import Sample, read_pair
 from inference.predictor import load_engine
+from training.losses import summed_cross_entropy
 from utils import UserError
 from web.other_report import PREFIX
 from web.pictures import draw_pictures, picture_size
@@ -82,9 +83,9 @@ def test_a_report_changes_no_score(frames, weights, tmp_path) -> None:
     """Pixels that are counted twice, or another path to the numbers, once somebody wants to look at them."""
     network, _ = load_engine(weights, "cpu")
     samples = find_samples(frames, "val")
-    plain = evaluate(network, samples, CITYSCAPES, with_loss=True)
+    plain = evaluate(network, samples, CITYSCAPES, loss=summed_cross_entropy)
     with Report(tmp_path / "r", CITYSCAPES, samples) as report:
-        shown = evaluate(network, samples, CITYSCAPES, with_loss=True, report=report)
+        shown = evaluate(network, samples, CITYSCAPES, loss=summed_cross_entropy, outputs=[report])
     np.testing.assert_array_equal(plain.confusion, shown.confusion)
     assert plain.loss == shown.loss
     assert [path.name for path in tmp_path.iterdir()] == ["frames"]  # nothing is left of what was not finished

@@ -19,17 +19,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import assert_user_error, refused, run_script, start_script
+from conftest import assert_user_error, run_script, start_script
 from runs import EVERYTHING, FLAGS, assert_same_weights, read_csv, train, without_time
 
+from frames.cityscapes import find_samples
 from frames.images import read_label
 from frames.samples import read_pair
 from inference.checkpoints import load_model
 from model import FastSCNN
-from train import make_trainer
-from training.recipes import parse_args
 from training.run_files import COLUMNS
-from utils import count_parameters_and_macs, save_checkpoint
+from utils import count_parameters_and_macs, load_checkpoint, save_checkpoint
 
 
 def test_a_run_leaves_everything_and_the_official_script_agrees(frames, tmp_path) -> None:
@@ -196,33 +195,28 @@ def test_crop_larger_than_any_scaled_picture_is_padded(frames, tmp_path) -> None
     assert result.returncode == 0 and (tmp_path / "160_224_model.pth").exists(), result.stderr
 
 
-def test_loss_that_is_not_finite_stops_with_its_place(frames, tmp_path) -> None:
+def test_loss_that_is_not_finite_stops_with_its_place(frames, tmp_path, monkeypatch) -> None:
     """A NaN that trains on for hours and overwrites the last good state."""
-    flags = ["--data_path", frames, "--output_dir", tmp_path, *FLAGS, "--train_split", "train+val"]
-    trainer = make_trainer(parse_args(list(map(str, flags))), torch.device("cpu"))
-    trainer.learner.peak_lr = math.inf
-    with refused("1", "2"):
-        trainer.train_epoch(1)
-    assert not trainer.files.last.exists()
+    monkeypatch.setattr("training.learner.scaled_rate", lambda *_: math.inf)
+    result = train(frames, tmp_path / "out", "--train_split", "train+val", "--epochs", 1)
+    assert_user_error(result, "epoch 1", "step 2", "inf")
+    assert not list((tmp_path / "out").glob("*.pth"))
 
 
 def test_the_last_predictions_are_those_of_the_best_weights(frames, tmp_path, monkeypatch) -> None:
     """Predictions of the last epoch beside the weights of the best: the official score is that of no file."""
-    monkeypatch.delenv("CITYSCAPES_RESULTS", raising=False)
-    flags = ["--data_path", frames, "--output_dir", tmp_path, *FLAGS, "--epochs", 2]
-    trainer = make_trainer(parse_args(list(map(str, flags))), torch.device("cpu"))
-    there = set(np.unique([read_pair(sample)[1] for sample in trainer.val_samples]).tolist())
+    there = set(np.unique([read_pair(sample)[1] for sample in find_samples(frames, "val")]).tolist())
     good, bad = min(there), min(set(range(19)) - there)
 
-    def answer_always(epoch: int) -> tuple[float, float]:
+    def answer_always(options, learner, loader, sampler, epoch, *_) -> tuple[float, float]:
         with torch.no_grad():
-            trainer.learner.model.classifier.conv.bias[good if epoch == 1 else bad] = 1e3 * epoch
+            learner.model.classifier.conv.bias[good if epoch == 1 else bad] = 1e3 * epoch
         return 1.0, 1.0
 
-    monkeypatch.setattr(trainer, "train_epoch", answer_always)
-    scores = trainer.fit()
-    first, second = (row["class_miou"] for row in trainer.history)
-    assert scores.class_miou == first > second and trainer.best["epoch"] == 1
+    monkeypatch.setattr("train.train_epoch", answer_always)
+    assert train(frames, tmp_path, "--epochs", 2).returncode == 0
+    first, second = (float(row["class_miou"]) for row in read_csv(tmp_path / "32_64_statistics.csv"))
+    assert first > second and load_checkpoint(tmp_path / "32_64_model.pth")["metadata"]["epoch"] == 1
     written = [read_label(path) for path in (tmp_path / "results").iterdir()]
     assert len(written) == 2 and all((label == good).all() for label in written)
 

@@ -22,6 +22,7 @@ from frames.samples import Sample, Scales, read_pair
 from frames.unions import Unions
 from inference.engine import Engine
 from training.augment import TrainSet
+from training.losses import summed_cross_entropy
 
 NAMES = ["road", "car", "truck", "sign", "light", "bus"]
 UNIONS = {"car": ["truck", "car", "bus"], "sign": ["sign", "light"], "road": ["road"]}
@@ -101,7 +102,7 @@ def test_targets_have_ids_of_unions_and_frames_have_not(tmp_path: Path) -> None:
 def test_pasted_classes_keep_their_meaning(tmp_path: Path) -> None:
     """A car of a coarse data set that, pasted into a picture of a fine one, is certainly a car."""
     samples, unions = mixed_samples(tmp_path)
-    mixed = TrainSet(samples, (48, 64), 3, ONE, class_mix=1.0, class_uniform=0.5, max_class_share=0.9, unions=unions)
+    mixed = TrainSet(samples, (48, 64), 3, ONE, class_mix=1.0, class_uniform=0.5, unions=unions)
     colors = [{tuple(color) for color in read_pair(sample)[0].reshape(-1, 3)} for sample in samples]
     tables = [{1: 6, 3: 8}, {2: 7, 3: 8}]
     seen = set()
@@ -149,7 +150,7 @@ def test_the_validation_loss_is_the_one_that_is_learnt(tmp_path: Path) -> None:
     data = opened(tmp_path, names=NAMES, unions=UNIONS)
     logits = torch.randn(1, 6, 40, 48, generator=torch.Generator().manual_seed(0))
     network = Engine(lambda images: logits, False, "given")
-    scores = evaluate(network, data.find("train"), data.classes, with_loss=True)
+    scores = evaluate(network, data.find("train"), data.classes, loss=summed_cross_entropy)
     targets = torch.from_numpy(read_pair(data.find("train")[0])[1]).long()
     probabilities = logits.softmax(1)
     meant = F.one_hot(targets, 6).float()
