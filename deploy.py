@@ -27,7 +27,7 @@ from inference.predictor import (
 )
 from model import FastSCNN
 from street.scene import draw_scene
-from utils import UserError, run_cli, writable_folder
+from utils import UserError, refuse_input, run_cli, writable_folder
 from web.folder import FolderAside
 from web.site import CDN, RUNTIME_PACKAGE, find_runtime, open_site, site_aside
 
@@ -57,15 +57,9 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
     """
     writable_folder(output.absolute().parent)
     for file in exported_files(output):
-        try:
-            there = file.exists()
-        except OSError as error:
-            raise UserError(f"cannot write {file} ({error.strerror}); choose another --output") from None
         if file.is_dir():
             raise UserError(f"{file} is a folder, expected a file to write; choose another --output")
-        used = [path for path in inputs if there and path.exists() and file.samefile(path)]
-        if used:
-            raise UserError(f"{file} would be replaced, which is an input ({used[0]}); choose another --output")
+        refuse_input(file, "--output", inputs)
 
 
 def check_agreement(

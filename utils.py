@@ -5,7 +5,6 @@ It knows nothing of Fast-SCNN, Cityscapes or argparse.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import copy
 import ctypes
@@ -15,7 +14,6 @@ import os
 import pickle
 import platform
 import re
-import select
 import signal
 import struct
 import sys
@@ -31,9 +29,6 @@ from torch import Tensor, nn
 # The codes of NumPy's dtypes, and those of struct for the same.
 _NUMBERS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
 _NUMBERS |= {"f2": "e", "f4": "f", "f8": "d"}
-
-
-_BYTES_OR_ESCAPES = "bytes_or_escapes"
 
 
 class UserError(Exception):
@@ -262,12 +257,25 @@ def name_refused(error: UserError) -> bool:
     return getattr(error.__context__, "errno", None) in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 
+def file_key(path: str | Path | None) -> tuple[int, int] | None:
+    """Returns what a file has in common with its links and other spellings of its name; None if there is no file."""
+    try:
+        status = os.stat(path or "")
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
 def refuse_input(path: str | Path, flag: str, inputs: Iterable[str | Path | None]) -> None:
-    """Raises UserError if a file to be written is one of the inputs, through links or under another spelling too."""
-    if os.path.exists(path):
-        for source in inputs:
-            if source and os.path.exists(source) and os.path.samefile(path, source):
-                raise UserError(f"{flag} is {path}, which is the input {source}; name another file")
+    """Refuses to write a file that is read, under whatever name.
+
+    Raises:
+        UserError: the file is one of the inputs.
+    """
+    key = file_key(path)
+    source = next((source for source in inputs if key and file_key(source) == key), None)
+    if source:
+        raise UserError(f"{flag} is {path}, which is the input {source}: name another file")
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict, previous: Path | None = None) -> None:
@@ -359,74 +367,49 @@ def count_parameters_and_macs(model: nn.Module, height: int, width: int) -> tupl
     return sum(parameter.numel() for parameter in model.parameters()), int(macs)
 
 
-class _Dropping(io.FileIO):
-    """A file that drops what cannot be delivered: to a closed pipe, a full disk, a terminal that is gone."""
+class _Steady(io.TextIOWrapper):
+    """A text stream that drops what cannot be delivered: to a closed pipe, a full disk, a terminal that is gone."""
 
-    def write(self, data: bytes | memoryview) -> int:
-        rest = memoryview(data).cast("B")
-        count = len(rest)
-        try:
-            while rest:
-                written = super().write(rest)
-                if written is None:  # it does not wait for room by itself
-                    select.select([], [self], [])
-                else:
-                    rest = rest[written:]
-        except OSError:
-            pass
-        return count
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
 
-
-def _bytes_or_escapes(error: UnicodeEncodeError) -> tuple[bytes, int]:
-    """Encodes bytes of file names as they came, and escapes every other character that an encoding lacks."""
-    parts = [
-        c.encode("ascii", "surrogateescape" if "\udc80" <= c <= "\udcff" else "backslashreplace")
-        for c in error.object[error.start : error.end]
-    ]
-    return b"".join(parts), error.end
-
-
-codecs.register_error(_BYTES_OR_ESCAPES, _bytes_or_escapes)
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
 
 
 @contextlib.contextmanager
 def steady_streams() -> Iterator[None]:
-    """Within the block, what is printed on stdout and stderr never raises an error: the work is worth more.
+    """Within the block, nothing that is printed on stdout and stderr raises an error: the work is worth more.
 
-    Output that cannot be delivered is dropped; characters that the stream's encoding lacks are escaped. Those of the
-    file descriptors 0 to 2 that are closed lead nowhere from now on: a file of ours that got such a number would be
-    what C libraries print into.
+    Characters that the stream's encoding lacks are escaped. Closed standard descriptors lead nowhere: otherwise the
+    next file that is opened gets the number 1, and C libraries print into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: this one
-    stdout, stderr = _steady(sys.stdout), _steady(sys.stderr)
-    try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+    with contextlib.redirect_stdout(_steady(sys.stdout)), contextlib.redirect_stderr(_steady(sys.stderr)):
+        try:
             yield
-    finally:
-        for stream in (stdout, stderr):
-            stream.flush()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
 
 
 def _steady(stream: TextIO | None) -> TextIO:
     """Returns a stream to the same place that never fails; None, which a closed descriptor becomes, leads nowhere."""
     try:
-        raw = _Dropping(stream.fileno() if stream else os.devnull, "w", closefd=not stream)
+        raw = io.FileIO(stream.fileno() if stream else os.devnull, "w", closefd=not stream)
     except OSError:  # in memory, as in a test or a notebook
         return stream
     with contextlib.suppress(AttributeError, OSError):
         stream.flush()
-    unbuffered = getattr(stream, "write_through", False)
-    return io.TextIOWrapper(
-        raw if unbuffered else io.BufferedWriter(raw),
-        encoding=getattr(stream, "encoding", "utf-8"),
-        errors=_BYTES_OR_ESCAPES if getattr(stream, "errors", None) == "surrogateescape" else "backslashreplace",
-        line_buffering=getattr(stream, "line_buffering", False),
-        write_through=unbuffered,
-    )
+    encoding, buffered = getattr(stream, "encoding", "utf-8"), getattr(stream, "line_buffering", False)
+    return _Steady(io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=buffered)
 
 
 def printable(text: str) -> str:

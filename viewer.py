@@ -1,4 +1,4 @@
-"""Draws pictures and videos next to their predictions, in the Cityscapes colors.
+"""Draws pictures and videos next to their predictions.
 
 python viewer.py --model_weight 1024_2048_model.pth --input_pic any.jpg
 python viewer.py --model_weight 1024_2048_model.pth --input_pic drive.mp4 --overlay --width 960
@@ -10,6 +10,7 @@ import argparse
 import errno
 import os
 import re
+import subprocess
 import sys
 import time
 from argparse import BooleanOptionalAction
@@ -25,13 +26,14 @@ from frames.description import add_data_flags, open_data
 from frames.folders import RESULT
 from frames.images import encode_png
 from inference.predictor import Predictor, add_backend_flags, check_side, load_predictor
-from utils import StopSignal, UserError, run_cli, writable_folder, write_file
+from utils import StopSignal, UserError, file_key, refuse_input, run_cli, writable_folder, write_file
 from viewing.drawing import draw_result
 from viewing.pipeline import run_stages
 from viewing.sources import WRITTEN_PICTURES, Source, open_source
-from viewing.video import CODECS, STDERR, Frame, Problem, VideoFile, frame_count, frame_rate
-from viewing.window import SCREEN_WIDTH, Window, check_display
+from viewing.video import CODECS, STDERR, Frame, Problem, VideoFile, frame_count, frame_rate, quiet
 
+TITLE = "Fast-SCNN"  # of the window
+SCREEN_WIDTH = 1280  # maximum of a new window, and of videos without --width
 PICTURE_FPS = 10.0  # of a video made of pictures
 # A name that the system refuses, or what has it already, is no reason to end a run; a full disk is.
 _NAMES = ("EACCES", "EEXIST", "EILSEQ", "EINVAL", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENOTDIR", "ENOTEMPTY", "EPERM")
@@ -79,19 +81,10 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def file_key(path: Path | None) -> tuple[int, int] | None:
-    """Returns what a file has in common with its links and other spellings of its name; None if there is none."""
-    try:
-        status = os.stat(path or "")
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def input_keys(source: Source, weights: str) -> set[tuple[int, int]]:
-    """Returns the file_key of every file that is read: pictures or video, labels, weights."""
+def inputs_of(source: Source, weights: str) -> list[Path]:
+    """Returns every file that is read: pictures or video, labels, weights."""
     paths = [Path(weights), *(path for sample in source.samples for path in (sample.image, sample.label))]
-    return set(map(file_key, paths)) - {None}
+    return list(filter(None, paths))
 
 
 def open_output(
@@ -114,8 +107,8 @@ def open_output(
             f"--output is {path}, expected a name that ends with .png or .jpg (one picture), {', '.join(CODECS)} "
             "(a video) or a slash (a folder)"
         )
-    if not is_folder and file_key(path) in input_keys(source, weights):
-        raise UserError(f"--output is {path}, which is the input or another file that is read; name another file")
+    if not is_folder:
+        refuse_input(path, "--output", inputs_of(source, weights))
     if suffix not in CODECS and (fps or codec):
         raise UserError(f"--fps and --codec are for videos, but {path} is not one; name a .webm file with --output")
     root = writable_folder(path if is_folder else path.absolute().parent)
@@ -128,6 +121,43 @@ def open_output(
             "name a place elsewhere with --output"
         )
     return path
+
+
+class Window:
+    """A window that shows the latest picture. Any thread may set `latest`; the methods belong to the main thread."""
+
+    def __init__(self) -> None:
+        self.latest: np.ndarray | None = None  # (H, W, 3) BGR, until it is shown
+        self.opened = False
+        self.closed = False  # by the user
+
+    def refresh(self, wait_ms: int = 1) -> None:
+        """Shows the latest picture, and checks whether the user closed the window or pressed q or escape."""
+        picture = self.latest
+        if picture is not None:
+            self.latest = None
+            if not self.opened:
+                with quiet():
+                    cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+                width = min(SCREEN_WIDTH, picture.shape[1])
+                cv2.resizeWindow(TITLE, width, picture.shape[0] * width // picture.shape[1])
+                self.opened = True
+            cv2.imshow(TITLE, picture)
+        key = cv2.waitKey(wait_ms) & 0xFF
+        gone = self.opened and cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
+        self.closed = self.closed or gone or key in (ord("q"), 27)  # 27: escape
+
+    def linger(self, stop: StopSignal) -> None:
+        """Keeps the window until it is closed or a signal comes."""
+        while not (stop or self.closed):
+            self.refresh(wait_ms=100)
+
+
+def check_display() -> None:
+    """Raises UserError if no window opens, tried in another process: without a display, OpenCV ends the process."""
+    script = "import cv2; cv2.namedWindow('probe'); cv2.waitKey(1)"
+    if subprocess.run([sys.executable, "-c", script], capture_output=True).returncode:
+        raise UserError("--show found no display, or OpenCV has no windows; leave it out and look at the written file")
 
 
 class Viewer:
@@ -144,7 +174,7 @@ class Viewer:
         self.labelled = 0  # of these, with ground truth
         self.skipped = 0
         self.unwritten = 0  # of the frames: no file could be written
-        self.inputs = input_keys(source, args.model_weight)
+        self.inputs = set(map(file_key, inputs_of(source, args.model_weight))) - {None}
         self.problems: list[str] = []
         self.notes: dict[str, list[str]] = {}  # what was converted, in which pictures
         # The frames of a video have one size: the same panels, and a legend of all classes.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from frames.classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from frames.folders import is_data
-from frames.images import IMAGE_ENDINGS
+from frames.images import PICTURES
 from frames.samples import DataSet, Sample
 from utils import UserError
 
@@ -87,7 +87,7 @@ def find_sample(path: Path) -> Sample:
 def frame_name(file: str) -> str | None:
     """Returns the name of the frame whose picture has this file name, None for other files."""
     stem, ending = os.path.splitext(file)
-    is_picture = stem.endswith("_leftImg8bit") and ending.lower() in IMAGE_ENDINGS
+    is_picture = stem.endswith("_leftImg8bit") and ending.lower() in PICTURES
     return stem.removesuffix("_leftImg8bit") if is_picture else None
 
 

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from frames.classes import LabelFormat
 from frames.folders import files_below, is_data
-from frames.images import IMAGE_ENDINGS
+from frames.images import PICTURES
 from frames.samples import Sample, Scales
 from utils import UserError, quoted
 
-LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 LOSSY_ENDINGS = (".jpg", ".jpeg")
+LABEL_ENDINGS = (".png", *sorted({*PICTURES} - {".png", ".jp2", *LOSSY_ENDINGS}))
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,11 @@ def _collect(layout: Layout, split: str, entry: str, places: Sequence[Path]) -> 
     folders = [place for place in places if os.path.isdir(place)]
     files = [place for place in places if not os.path.isdir(place)]
     files += [path for folder in folders for path in files_below(folder)]
-    files = [path for path in dict.fromkeys(files) if path.suffix.lower() in IMAGE_ENDINGS]
+    files = [path for path in dict.fromkeys(files) if path.suffix.lower() in PICTURES]
     pictures = [path for path in files if not layout.suffixes or layout.suffix(path)]
     if not pictures:
         ends = " or ".join(old for old, _ in layout.suffixes)
-        kind = f"picture that ends with {quoted(ends)}" if files else f"picture ({', '.join(IMAGE_ENDINGS)})"
+        kind = f"picture that ends with {quoted(ends)}" if files else f"picture ({', '.join(PICTURES)})"
         raise UserError(
             f"`{split}` names {quoted(entry)}, which holds no {kind}; name another folder below {layout.root}"
         )
@@ -146,7 +146,7 @@ def _listed(file: Path, root: Path) -> list[Path]:
         if line:
             places = [absolute(folder / line) for folder in (file.parent, root) if "\0" not in line]
             found = [place for place in places if os.path.isfile(place)]
-            if not found or found[0].suffix.lower() not in IMAGE_ENDINGS:
+            if not found or found[0].suffix.lower() not in PICTURES:
                 folders = " or ".join(map(str, dict.fromkeys((file.parent, root))))
                 raise UserError(f"{file}, line {number}: {quoted(line)} is no picture in {folders}; correct it")
             pictures.append(found[0])

@@ -15,7 +15,16 @@ RESULT = "_result.png"  # ending of the viewer's own pictures, which are not inp
 
 
 # What systems and cameras leave in folders of data; names with a dot at the beginning are left out too.
-NOT_DATA = {"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information", "thumbs.db"}
+NOT_DATA = {
+    "@eadir",
+    "#recycle",
+    "$recycle.bin",
+    "__macosx",
+    "lost+found",
+    "system volume information",
+    "thumbs.db",
+    "desktop.ini",
+}
 
 
 def is_data(name: str) -> bool:

@@ -21,9 +21,8 @@ import numpy as np
 from frames.classes import CITYSCAPES, IGNORE_INDEX, RGB, Classes, LabelFormat
 from utils import UserError
 
-# Where a name ends so, a picture is expected: one that cannot be read is a problem, not another kind of file.
-PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
+# A name with one of these endings promises a picture: a file that cannot be read then is a problem, and no other kind.
+PICTURES = (".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _KINDS = {
     stat.S_IFDIR: "is a folder",
     stat.S_IFIFO: "is a pipe",
@@ -31,9 +30,6 @@ _KINDS = {
     stat.S_IFCHR: "is a device",
     stat.S_IFBLK: "is a device",
 }
-
-
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
 
 
 def read_image(path: str | Path, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
@@ -150,19 +146,10 @@ def check_values(path: str | Path, found: np.ndarray, labels: LabelFormat) -> No
         )
 
 
-def _check_regular(path: str | Path, what: str) -> None:
-    """Raises UserError for what is not a regular file: a pipe, say, could keep us waiting for ever."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise UserError(f"the {what} {path} is not a regular file; replace it or remove it")
-
-
 def _read_file(path: str | Path, what: str) -> np.ndarray:
     """Returns the bytes of a file."""
-    try:
-        _check_regular(path, what)
-        return np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise UserError(f"cannot read the {what} {path} ({error.strerror}); get it again or remove it") from None
+    _refuse_irregular(path, what)
+    return np.fromfile(path, np.uint8)
 
 
 def _decode(path: str | Path, flags: int, what: str, data: np.ndarray | None = None) -> np.ndarray:
@@ -241,7 +228,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     broken = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
     with contextlib.suppress(*broken), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of more pixels than Pillow expects
-        _check_regular(path, "picture")
+        _refuse_irregular(path, "picture")
         with Image.open(path) as image:
             # Asked for EXIF data that it has not seen in the head of a PNG, Pillow decodes all.
             orientation = image.getexif().get(0x0112, 1) if "exif" in image.info else 1
@@ -257,15 +244,12 @@ def png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
     Raises:
         UserError: the file cannot be read, is empty or truncated; `what` it should hold is named.
     """
-    try:
-        _check_regular(path, what)
-        with open(path, "rb") as file:
-            head = file.read(26)
-            if head and not head.startswith(b"\x89PNG"):
-                return None
-            whole = len(head) == 26 and png_end(file)
-    except OSError as error:
-        raise UserError(f"cannot read the {what} {path} ({error.strerror}); get it again or remove it") from None
+    _refuse_irregular(path, what)
+    with open(path, "rb") as file:
+        head = file.read(26)
+        if head and not head.startswith(b"\x89PNG"):
+            return None
+        whole = len(head) == 26 and png_end(file)
     if not whole:
         raise UserError(f"the {what} {path} is empty or truncated; get it again")
     return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big"), head[24], head[25]
@@ -283,6 +267,11 @@ def irregular(path: Path) -> str:
     if not stat.S_ISREG(mode):
         return f"{_KINDS.get(stat.S_IFMT(mode), 'is something else')}, expected a file"
     return "" if os.access(path, os.R_OK) else "cannot be read (Permission denied)"
+
+
+def _refuse_irregular(path: str | Path, what: str) -> None:
+    if wrong := irregular(Path(path)):
+        raise UserError(f"the {what} {path} {wrong}: get it again or remove it")
 
 
 def is_picture(path: Path) -> bool:

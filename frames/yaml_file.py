@@ -11,15 +11,14 @@ import yaml
 from utils import UserError, quoted
 
 MOST_BYTES = 1_000_000
-MOST_EXPANDED = 4 * MOST_BYTES  # nodes and characters; a file of MOST_BYTES without aliases has fewer
 
 
 def load_yaml(path: str | Path) -> object:
     """Reads a YAML file as dicts, lists, strings, numbers, booleans, dates and None.
 
     Raises:
-        UserError: the file is missing, too large or no YAML; it has a key twice, a tag that constructs an object, an
-            alias of what contains it, or aliases that multiply.
+        UserError: the file is missing, too large or no YAML; or it has a key twice, a tag that constructs an object, or
+            an alias of what contains it.
     """
     text = _read_text(path)
     try:
@@ -27,8 +26,7 @@ def load_yaml(path: str | Path) -> object:
         node = loader.get_single_node()
         if node is None:
             return None
-        if _expanded(node, {}) > MOST_EXPANDED:
-            raise UserError(f"{path} has aliases (*name) that multiply without end; write out what they stand for")
+        _refuse_circles(node, set(), set())
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -61,23 +59,16 @@ def _shortened(text: str | None) -> str:
     return line if len(line) <= 80 else f"{line[:77]}..."
 
 
-def _expanded(node: yaml.Node, sizes: dict[int, int | None]) -> int:
-    """Returns the number of nodes and characters below a node with every alias written out.
-
-    Args:
-        sizes: those of the nodes that were seen, by id; None while a node is being counted.
-    """
-    if isinstance(node, yaml.ScalarNode):
-        return 1 + len(node.value)
-    if id(node) not in sizes:
-        sizes[id(node)] = None
-        pairs = isinstance(node, yaml.MappingNode)
-        parts = [part for pair in node.value for part in pair] if pairs else node.value
-        sizes[id(node)] = 1 + sum(_expanded(part, sizes) for part in parts)
-    size = sizes[id(node)]
-    if size is None:
+def _refuse_circles(node: yaml.Node, above: set[int], checked: set[int]) -> None:
+    """Raises _Refused if an alias stands for what contains it; `above` are the nodes that contain this one."""
+    if isinstance(node, yaml.ScalarNode) or id(node) in checked:
+        return
+    if id(node) in above:
         raise _Refused("an alias (*name) stands for what contains it", node)
-    return size
+    pairs = isinstance(node, yaml.MappingNode)
+    for part in [part for pair in node.value for part in pair] if pairs else node.value:
+        _refuse_circles(part, above | {id(node)}, checked)
+    checked.add(id(node))
 
 
 class _Refused(yaml.MarkedYAMLError):

@@ -22,10 +22,10 @@ from frames.images import read_image
 from frames.samples import read_pair
 from inference.predictor import load_predictor
 from utils import UserError
+from viewer import SCREEN_WIDTH, Window
 from viewing.drawing import LEGEND_ROW
 from viewing.sources import open_source
 from viewing.video import VideoFile, frame_count, open_capture
-from viewing.window import SCREEN_WIDTH, Window
 
 
 def test_panels_are_picture_truth_and_prediction(frames, weights, tmp_path) -> None:

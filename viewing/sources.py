@@ -16,7 +16,6 @@ import numpy as np
 from frames.folders import RESULT, _below, _choose, files_below, is_data
 from frames.images import PICTURES, irregular, is_picture, read_image, read_label
 from frames.samples import DataSet, Sample, same_size
-from inference.predictor import check_size
 from utils import UserError
 from viewing.files import animation, phone_picture_advice
 from viewing.video import Frame, Problem, open_capture, read_frames
@@ -177,7 +176,6 @@ def _read(sample: Sample, labels: bool) -> Frame | Problem:
     label = None
     try:
         image, note = read_picture(sample.image)
-        check_size(image.shape[:2], sample.image)
         if labels and sample.label:
             label = read_label(sample.label, sample.labels)
             same_size(sample, image.shape[:2], label.shape)

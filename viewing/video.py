@@ -18,7 +18,6 @@ import cv2
 import numpy as np
 
 from frames.images import PICTURES
-from inference.predictor import check_size
 from utils import UserError
 from viewing.files import codec_name, is_playlist, is_text, plain_codec
 
@@ -173,7 +172,6 @@ def read_frames(capture: cv2.VideoCapture, source: Path | int) -> Iterator[Frame
         if isinstance(image, str):
             lost, reason = lost + 1, image
             continue
-        check_size(image.shape[:2], f"a frame of {title}")
         yield Frame(f"{stem}_{number:06d}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         number, decoded = number + 1, decoded + 1
     # The last ones are not lost: the video was at its end.

@@ -9,10 +9,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from frames.folders import NOT_DATA
 from utils import UserError, unfinished_path, writable_folder
-
-# What systems leave in a folder that was looked at; it goes with the folder.
-_LEFT_BY_SYSTEMS = {".ds_store", "desktop.ini", "thumbs.db"}
 
 
 class FolderAside:
@@ -143,6 +141,6 @@ def first_foreign(folder: Path, is_ours: Callable[[str], bool]) -> str | None:
         links = [name for name in folders if Path(current, name).is_symlink()]
         for name in sorted([*links, *names]):
             path = Path(current, name).relative_to(folder).as_posix()
-            if name.lower() not in _LEFT_BY_SYSTEMS and not is_ours(path):
+            if name.lower() not in {*NOT_DATA, ".ds_store"} and not is_ours(path):
                 return path
     return None
