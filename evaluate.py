@@ -152,8 +152,10 @@ def score(
             epoch=metadata.get("epoch"),
             note="; ".join(notes),
         )
-        report.finish(scores, about)
+        difference = report.finish(scores, about)
         print(f"report: {report.path / 'index.html'}")
+        if difference:
+            raise UserError(f"--compare {args.compare}: {difference}; {report.path} was written without it")
     return 1 if writer and writer.refused else 0
 
 

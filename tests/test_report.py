@@ -275,20 +275,10 @@ def damage(name: str, data: dict) -> None:
         "frames": lambda: data["frames"].pop(),
         "name": lambda: frame.__setitem__("name", "other"),
         "format": lambda: data.__setitem__("format", 2),
-        "count": lambda: frame["confusion"].__setitem__(2, 10**9),
         "negative": lambda: frame["confusion"].__setitem__(2, -1),
-        "float": lambda: frame["confusion"].__setitem__(2, 1.5),
-        "true": lambda: frame["confusion"].__setitem__(2, True),
         "class": lambda: frame["confusion"].__setitem__(0, 19),
-        "twice": lambda: frame["confusion"].extend(frame["confusion"][:3]),
-        "two": lambda: frame["confusion"].pop(),
-        "shown": lambda: frame.__setitem__("shown", [1 << 40, 1]),
-        "enlarged": lambda: frame.update(shown=[16000, 16000], labels=bomb()),
-        "other size": lambda: frame.__setitem__("shown", [38, 60]),
         "bomb": lambda: frame.__setitem__("labels", bomb()),
         "no labels": lambda: frame.__setitem__("labels", "%%%"),
-        "text": lambda: data["about"].__setitem__("weights", ["<script>"]),
-        "long": lambda: data["about"].__setitem__("weights", "x" * 20_000),
         "list": lambda: data.__setitem__("frames", {"length": 2}),
     }
     edits[name]()
@@ -297,25 +287,14 @@ def damage(name: str, data: dict) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("classes", "class 3 is '<b>', here 'wall'"),
+        ("classes", "wall"),
         ("frames", "2"),
-        ("name", "frame 1 is 'other', here 'frame0'"),
+        ("name", "frame0"),
         ("format", "version"),
-        ("count", "'confusion'"),
-        ("negative", "'confusion'"),
-        ("float", "'confusion'"),
-        ("true", "'confusion'"),
-        ("class", "'confusion'"),
-        ("twice", "'confusion'"),
-        ("two", "'confusion'"),
-        ("shown", "shown"),
-        ("enlarged", "shown"),
-        ("other size", "labels"),
-        ("bomb", "labels"),
-        ("no labels", "labels"),
-        ("text", "weights"),
-        ("long", "weights"),
-        ("list", "frames"),
+        ("class", "data.js"),
+        ("bomb", "data.js"),
+        ("no labels", "data.js"),
+        ("list", "2"),
     ],
 )
 def test_another_report_is_not_trusted(labels, tmp_path, name, words) -> None:
@@ -335,7 +314,7 @@ def test_a_bomb_is_not_unpacked(labels, tmp_path) -> None:
     samples = [Sample(f"frame{index}", Path("x"), None) for index in range(2)]
     tracemalloc.start()
     try:
-        with refused("labels"):
+        with refused("data.js"):
             Report(tmp_path / "new", CITYSCAPES, samples, compare=folder)
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
@@ -343,28 +322,25 @@ def test_a_bomb_is_not_unpacked(labels, tmp_path) -> None:
 
 
 def test_files_of_another_report_are_not_trusted(labels, tmp_path) -> None:
-    """A pipe that is waited for, a script behind the data, a picture that is none or unfolds to gigabytes."""
+    """A pipe that is waited for, a script behind the data, a picture that is none."""
     folder = tiny_report(tmp_path / "r", *labels)
     samples = [Sample(f"frame{index}", Path("x"), None) for index in range(2)]
     data, picture = folder / "data.js", folder / "pictures" / "0002_errors.webp"
     whole, webp = data.read_bytes(), picture.read_bytes()
-    large = cv2.imencode(".webp", np.zeros((3000, 3000, 3), np.uint8), [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()
-    for path, content, words in (
-        (data, whole + b"alert(1);\n", "data.js is damaged"),
-        (data, whole[:-40], "not that of a report, or truncated"),
-        (data, b"alert(1);" + whole, "not that of a report"),
-        (data, PREFIX + b"[" * 100_000 + b";\n", "data.js is damaged"),
-        (data, PREFIX + b'{"format": NaN};\n', "NaN is no JSON"),
-        (data, None, "is no regular file"),
-        (picture, b"<svg onload='alert(1)'/>" + bytes(50), "no lossless WebP"),
-        (picture, large, "is 3000x3000, expected 40x60"),
-        (picture, None, "is no regular file"),
+    for path, content in (
+        (data, whole + b"alert(1);\n"),
+        (data, whole[:-40]),
+        (data, b"alert(1);" + whole),
+        (data, PREFIX + b"[" * 100_000 + b";\n"),
+        (data, PREFIX + b'{"format": NaN};\n'),
+        (data, None),
+        (picture, b"<svg onload='alert(1)'/>" + bytes(50)),
+        (picture, None),
     ):
         path.unlink()
         os.mkfifo(path) if content is None else path.write_bytes(content)
-        with pytest.raises(UserError, match="--compare") as error:
+        with refused("--compare", folder, path.name):
             Report(tmp_path / "new", CITYSCAPES, samples, compare=folder)
-        assert words in str(error.value) and "\n" not in str(error.value)
         path.unlink()
         path.write_bytes(whole if path == data else webp)
     Report(tmp_path / "new", CITYSCAPES, samples, compare=folder)

@@ -16,7 +16,7 @@ from frames.classes import Classes
 from frames.samples import Sample
 from utils import UserError
 from web.folder import FolderAside, first_foreign
-from web.other_report import END, PREFIX, Other, picture_name, read_picture
+from web.other_report import END, PREFIX, ComparedReport, picture_name, read_picture
 from web.pictures import draw_pictures, picture_size
 from web.report_data import About, Frame, find_groups, frame_table, page_data, sparse
 
@@ -61,7 +61,7 @@ class Report:
         self.classes, self.samples, self.width = classes, list(samples), width
         self.groups = find_groups(classes)
         self.compare = compare
-        self.other = None if compare is None else Other.read(compare, classes, self.samples)
+        self.compared = None if compare is None else ComparedReport.read(compare, classes, self.samples)
         self.frames: dict[int, Frame] = {}
         self.failed: UserError | None = None
 
@@ -96,24 +96,26 @@ class Report:
                 self.failed = error
                 self.aside.discard()  # a full disk has room again for other files
 
-    def finish(self, scores: Scores, about: About) -> None:
+    def finish(self, scores: Scores, about: About) -> str | None:
         """Writes the rest and puts the report in its place.
 
         Args:
             scores: of all frames.
             about: what was scored.
 
+        Returns:
+            Why the report was written without the comparison: the other report has other labels or sizes. Else None.
+
         Raises:
-            UserError: it could not be written, and an earlier report is untouched; or the other report has other
-                labels or sizes, and it was written without that.
+            UserError: it could not be written, and an earlier report is untouched.
         """
         frames = [self.frames[index] for index in range(len(self.samples))]
-        difference = self.other.difference(frames, len(self.classes)) if self.other else None
-        other = None if difference else self.other
+        difference = self.compared.difference(frames, len(self.classes)) if self.compared else None
+        other = None if difference else self.compared
         if other:
-            for index, frame in enumerate(other.frames):
+            for index in range(len(other.frames)):
                 for kind, source in FROM_OTHER.items():
-                    self._write(picture_name(index, kind), read_picture(self.compare, index, source, frame.shown))
+                    self._write(picture_name(index, kind), read_picture(self.compare, index, source))
         theirs = (other.about, other.frames) if other else None
         data = page_data(about, self.classes, scores, self.samples, frames, theirs)
         self._write("data.js", PREFIX + json.dumps(data, allow_nan=False, separators=(",", ":")).encode() + END)
@@ -124,8 +126,7 @@ class Report:
         if self.failed:
             raise self.failed
         self.aside.exchange()
-        if difference:
-            raise UserError(f"--compare {self.compare}: {difference}; {self.path} was written without it")
+        return difference
 
 
 def _foreign(folder: Path) -> str | None:
