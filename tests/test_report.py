@@ -26,7 +26,7 @@ from runs import FLAGS as TRAIN_FLAGS
 from tiny_sets import describe, put
 
 from evaluation.evaluate import evaluate
-from evaluation.scores import Scores
+from evaluation.scores import ScoredFrame, Scores
 from frames.cityscapes import find_samples
 from frames.classes import CITYSCAPES, Classes, LabelFormat, distinct_colors, plain_labels
 from frames.samples import Sample, read_pair
@@ -150,8 +150,9 @@ def test_what_cannot_be_written_makes_room_at_once(labels, tmp_path) -> None:
     with Report(tmp_path / "r", CITYSCAPES, samples) as report:
         report.aside.aside.mkdir()
         (report.aside.aside / "pictures").write_text("a file where a folder should be")
-        drawn = report.draw(0, np.zeros((40, 60, 3), np.uint8), labels[0][0], labels[1][0], np.zeros((19, 19), int))
-        report.add(*drawn)
+        image, counts = np.zeros((40, 60, 3), np.uint8), np.zeros((19, 19), int)
+        frame = ScoredFrame(0, samples[0], image, labels[0][0], labels[1][0], counts)
+        report.write(*report.encode(frame))
         assert not list(tmp_path.iterdir())
         with refused():
             report.finish(Scores(CITYSCAPES, np.zeros((19, 19), np.int64)), ABOUT)
