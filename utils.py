@@ -49,7 +49,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
         try:
             status = main()
         except UserError as error:
-            print(f"error: {_message(error)}", file=sys.stderr)
+            print(f"error: {message_of(error)}", file=sys.stderr)
             status = 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -57,7 +57,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
     sys.exit(status)
 
 
-def _message(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """Returns an error in one line; wrapped in a traceback by a DataLoader worker, it is what ends that."""
     text = str(error)
     if text.startswith("Caught "):

@@ -241,10 +241,11 @@ def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     metadata = {"align_corners": False, "input_scale": 1.0, "input_side": 0, **found}
     # In single precision before anything is computed from them: half precision would round an identity BN.
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    profiled = [name for name in state if name.rsplit(".", 1)[-1] in ("total_ops", "total_params")]
-    if profiled:
-        changes.append(f"left out {len(profiled)} buffers of the profiler thop (total_ops, total_params)")
-        state = {name: tensor for name, tensor in state.items() if name not in profiled}
+    # The profiler thop leaves the first two behind, a TorchScript archive keeps FastSCNN's statistics of pictures.
+    buffers = [name for name in state if name.rsplit(".", 1)[-1] in ("total_ops", "total_params", "mean", "std")]
+    if buffers:
+        changes.append(f"left out {len(buffers)} buffers that are no weights (first: {buffers[0]})")
+        state = {name: tensor for name, tensor in state.items() if name not in buffers}
     if publisher := recognise(state):
         check_version(path, state, publisher)
         changes.append(describe(publisher))

@@ -181,10 +181,10 @@ def captured() -> Iterator[list[FDCapture]]:
 
 
 @contextlib.contextmanager
-def refused(*nouns: object) -> Iterator[None]:
+def refused(*nouns: object) -> Iterator[pytest.ExceptionInfo]:
     """The block ends in a user error: one line that names the file, the flag, the value; never its prose."""
     with pytest.raises(UserError) as caught:
-        yield
+        yield caught
     message = str(caught.value)
     assert message and "\n" not in message, message
     for noun in nouns:

@@ -22,7 +22,7 @@ from frames.classes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from frames.images import png_header, read_image, read_label
 from frames.samples import Sample, check_headers, read_pair
 from frames.workers import FrameSet, naming_dead_workers
-from utils import UserError
+from utils import UserError, message_of
 
 
 def test_frames_are_paired_by_name_and_sorted(frames) -> None:
@@ -365,8 +365,9 @@ def test_only_deaths_are_reworded(frames) -> None:
         raise RuntimeError("shape mismatch")
     data = loader.dataset
     data.samples[1].label.write_bytes(b"")
-    with refused(), naming_dead_workers(loader):
+    with pytest.raises(UserError) as error, naming_dead_workers(loader):
         list(loader)
+    assert data.samples[1].label.name in message_of(error.value)
 
 
 def test_a_label_that_exif_data_did_not_turn_is_explained(tmp_path) -> None:

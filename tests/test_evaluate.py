@@ -112,7 +112,7 @@ def test_second_prediction_of_a_frame_is_refused(tmp_path) -> None:
         PredictionWriter(tmp_path / "results", samples, CITYSCAPES)
     stale.unlink()
     writer = PredictionWriter(tmp_path / "results", samples, CITYSCAPES, tmp_path / "results")
-    writer.write(*writer.encode(samples[0], np.zeros((4, 4), np.uint8)))
+    writer.write(*writer.encode_labels(samples[0], np.zeros((4, 4), np.uint8)))
     PredictionWriter(tmp_path / "results", samples, CITYSCAPES, tmp_path / "results")  # our own two do not disturb
 
 
@@ -123,7 +123,7 @@ def test_command_line_agrees_with_the_official_script(frames, weights, tmp_path)
     assert result.returncode == 0, result.stderr
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert_equal_scores(scores, official_scores(frames, tmp_path / "results", tmp_path / "export"))
-    assert 100 * scores["pixel_accuracy"] in result.stdout
+    assert f"{100 * scores['pixel_accuracy']:.2f} %" in result.stdout
     assert len(list((tmp_path / "results").rglob("*.png"))) == 2
     predicted = cv2.imread(str(next((tmp_path / "results").glob("*.png"))), cv2.IMREAD_UNCHANGED)
     assert predicted.shape == (64, 96) and set(np.unique(predicted)) <= set(VALID_IDS)

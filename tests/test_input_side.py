@@ -89,8 +89,8 @@ def test_nought_is_the_size_of_the_picture(weights, image):
     checkpoint["metadata"] |= {"input_scale": 2.0, "input_side": 0}
     save_checkpoint(weights, checkpoint)
     batch = torch.from_numpy(image)[None]
-    assert load_predictor(weights, "cpu").network.logits(batch).shape[-2:] == (24, 42)
-    assert load_predictor(weights, "cpu", input_side=0).network.logits(batch).shape[-2:] == (12, 21)
+    assert load_predictor(weights, "cpu").engine.logits(batch).shape[-2:] == (24, 42)
+    assert load_predictor(weights, "cpu", input_side=0).engine.logits(batch).shape[-2:] == (12, 21)
 
 
 @pytest.mark.parametrize("variant", [PAPER, TRAMAC.variant])

@@ -207,7 +207,7 @@ def test_viewer_sample_without_a_label(one: Path) -> None:
         (["list.txt=gone.png"], {"train": "list.txt"}, ""),
         (["list.txt=a\0b/../x.png"], {"train": "list.txt"}, "1"),
         (["list.txt=\udcff"], {"train": "list.txt"}, "8"),
-        ([], {"train": "x" * 5000}, "train|{76}"),
+        ([], {"train": "x" * 5000}, "train"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_named(files: list[str], keys: dict, message: str, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_the_rate_of_a_step_depends_on_its_number_alone() -> None:
 
 @pytest.mark.parametrize("unions", [(), ((2, 3), (12, 17, 18))], ids=["classes", "unions"])
 def test_the_loss_is_what_the_flags_say(unions: tuple[tuple[int, ...], ...]) -> None:
-    """A smoothing, a weight, a union or a way to interpolate that is read and then forgotten."""
+    """A weight, a union or a way to interpolate that is read and then forgotten."""
     made = learner("--aux_weight", "0.4", "--lovasz_weight", "0.3")
     made.model.align_corners, made.unions = True, unions
     for module in made.model.modules():
@@ -116,7 +116,7 @@ def test_the_loss_is_what_the_flags_say(unions: tuple[tuple[int, ...], ...]) -> 
     targets = targets.long()
     logits, *inner = made.model.logits(made.model.resize(normalise(images)))
     full = F.interpolate(logits, targets.shape[1:], mode="bilinear", align_corners=True)
-    expected, count = pixel_loss("cross_entropy", full, targets, 0.1, unions)
+    expected, count = pixel_loss("cross_entropy", full, targets, unions)
     expected = expected / count
     for head in inner:
         summed, count = auxiliary_loss(head, targets, unions)

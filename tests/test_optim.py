@@ -14,12 +14,11 @@ from model import FastSCNN
 from training.optim import Muon, learning_rate, make_average, make_optimizer, orthogonal, parameter_groups, scaled_rate
 
 
-@given(st.integers(1, 5000), st.floats(0, 2), st.integers(0, 300), st.floats(0, 0.01))
-def test_rate_stays_in_its_limits(steps: int, power: float, warmup: int, least: float) -> None:
-    """A complex number past the last step, a rate below the minimum, a jump after the warm-up."""
-    rates = [learning_rate(step, steps, 0.01, power, warmup, least) for step in range(steps)]
+@given(st.integers(1, 5000), st.floats(0, 2), st.integers(0, 300))
+def test_rate_stays_in_its_limits(steps: int, power: float, warmup: int) -> None:
+    """A complex number past the last step, a jump after the warm-up."""
+    rates = [learning_rate(step, steps, 0.01, power, warmup) for step in range(steps)]
     assert all(0 < rate <= 0.01 + 1e-12 for rate in rates)
-    assert all(rate >= least - 1e-12 for rate in rates[warmup:])
     after = rates[warmup:]
     assert all(a >= b - 1e-15 for a, b in pairwise(after))
 

@@ -181,7 +181,7 @@ def test_a_class_filters_the_frames_that_lose_it(page, reports) -> None:
     expected = sorted((index for index in wrong if wrong[index]), key=lambda index: -wrong[index])
     page.find(f"#class-table button[data-class='{car}']").click()
     assert listed(page) == expected and len(expected) >= 2
-    assert wrong[expected[0]] in page.texts(".score")[0]
+    assert f"{wrong[expected[0]]:,}" in page.texts(".score")[0]
     assert page.find(f"#class-table button[data-class='{car}']").get_attribute("aria-pressed") == "true"
     page.find("#clear").click()
     assert sorted(listed(page)) == [0, 1, 2, 3] and page.texts("tr.chosen") == []

@@ -64,9 +64,7 @@ def test_everything_that_a_checkpoint_carries_is_honoured(frames, weights, tmp_p
     result = train(frames, tmp_path, *flags, "--ema", 0.9, "--optimizer", "sgd", "--power", 0.9, "--epochs", 2)
     assert result.returncode == 0, result.stderr
     macs = count_parameters_and_macs(FastSCNN(aux=True, input_scale=1.5), 32, 64)[1]
-    assert all(
-        str(noun) in result.stdout for noun in (macs / 1000000000.0, "32x64")
-    )  # of a crop, whatever the input side
+    assert f"{macs / 1e9:.2f}" in result.stdout and "32x64" in result.stdout  # of a crop, whatever the input side
     assert "seen in training" in result.stdout and all(str(noun) in result.stdout for noun in ("5", "2"))
     assert "aux_shallow" in result.stderr
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("curves.png", "confusion.png"))
@@ -351,9 +349,9 @@ def test_little_shared_memory(frames, weights, tmp_path, script: str, workers: i
         assert result.returncode == 0, result.stderr
 
 
-def test_training_needs_no_posix_system_without_a_cache(frames, tmp_path, monkeypatch) -> None:
-    """File locks, which Windows lacks, asked for by a run that builds no cache; or a traceback by one that does."""
+def test_training_needs_no_posix_system(frames, tmp_path, monkeypatch) -> None:
+    """File locks, which Windows lacks, asked for by any run."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
     assert train(frames, tmp_path / "out", "--epochs", 1).returncode == 0
     result = train(frames, tmp_path / "cached", "--epochs", 1, "--cache", tmp_path / "cache")
-    assert_user_error(result, "--cache")
+    assert result.returncode == 0, result.stderr

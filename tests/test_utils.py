@@ -19,11 +19,11 @@ from model import FastSCNN
 from training.run_files import write_csv
 from utils import (
     UserError,
-    _message,
     check_finite,
     choose_device,
     count_parameters_and_macs,
     load_checkpoint,
+    message_of,
     run_cli,
     save_checkpoint,
     steady_streams,
@@ -99,15 +99,17 @@ def test_folder_below_a_file_cannot_be_written(tmp_path) -> None:
 
 def test_message_of_a_worker_is_its_last_line() -> None:
     """An error in a loader worker arrives wrapped in that worker's traceback."""
-    wrapped = "Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nimages.UserError: bad.png\n"
-    assert _message(UserError(wrapped)) == "bad.png"
-    assert _message(UserError("plain")) == "plain"
-    assert _message(UserError(wrapped.replace("bad.png", "two\nlines: x.png"))) == r"two\nlines: x.png"
+    wrapped = "Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nutils.UserError: bad.png\n"
+    assert message_of(UserError(wrapped)) == "bad.png"
+    assert message_of(UserError("plain")) == "plain"
+    assert message_of(UserError(wrapped.replace("bad.png", "two\nlines: x.png"))) == r"two\nlines: x.png"
 
 
 def test_names_with_line_ends_are_one_line() -> None:
     """Of a path with a line end only the part behind it is printed: another file."""
-    assert _message(UserError("no weight file at a\nb\x1b[0m\udcff.pth")) == r"no weight file at a\nb\x1b[0m\udcff.pth"
+    assert (
+        message_of(UserError("no weight file at a\nb\x1b[0m\udcff.pth")) == r"no weight file at a\nb\x1b[0m\udcff.pth"
+    )
 
 
 STREAMS = {

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import pickle
-import tarfile
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import assert_user_error, refused, run_script
@@ -156,70 +151,30 @@ def test_weights_that_are_not_finite_are_refused(value: float, weights, frames, 
     assert [path.name for path in tmp_path.glob("n.*")] == []
 
 
-def _packed(function: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        content = io.BytesIO()
-        torch.save({"x": torch.ones(2)}, content)
-        path.write_bytes(function(content.getvalue()))
-
-    return write
-
-
-def _zip(*names: str) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        with zipfile.ZipFile(path, "w") as archive:
-            for name in names:
-                archive.writestr(name, b"x")
-
-    return write
-
-
-def _tar(path: Path) -> None:
-    (path.parent / "inner.pth").write_bytes(b"x")
-    with tarfile.open(path, "w") as archive:
-        archive.add(path.parent / "inner.pth", "inner.pth")
-
-
 def _content(content: bytes) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(content)
 
 
 # Files that people take for weights, and what they are.
 FOREIGN: dict[str, tuple[Callable[[Path], None], str]] = {
-    "lfs.pth": (_content(b"version https:" + b"//git-lfs.github.com/spec/v1\noid sha256:0\n"), "run git lfs pull"),
-    "page.pth": (_content(b"\n <!DOCTYPE html><html>quota exceeded"), "is an HTML page in place of the file"),
-    "text.pth": (
-        _content(b"404: Not Found"),
-        "is a text ('404: Not Found' ...), expected a PyTorch file: get",
-    ),
-    "script.pth": (lambda path: torch.jit.script(nn.Linear(2, 2)).save(path), "is a TorchScript archive (torch.jit)"),
-    "keras.h5": (_content(b"\x89HDF\r\n\x1a\n\0\0"), "is an HDF5 file, as Keras writes"),
-    "a.keras": (_zip("metadata.json", "model.weights.h5"), "is a model of Keras or TensorFlow"),
-    "graph.pb": (_content(b"\x0a\x1f\x0a\x05input\x12\x0bPlaceholder"), "is a TensorFlow model"),
-    "saved.pb": (_content(b"\x08\x01\x12\xff\x01"), "is a TensorFlow model"),
-    "a.tflite": (_content(b"\x1c\0\0\0TFL3"), "is a TensorFlow Lite model"),
-    "a.npz": (lambda path: np.savez(path, x=1), "is a NumPy archive"),
-    "network.pth": (
-        _content(b"\x08\x0a\x12\x07pytorch\x1a\x032.1"),
-        "is an ONNX file, expected a PyTorch file: let",
-    ),
-    "network.bin": (_content(b'<?xml version="1.0"?>\n<net name="x" version="11">'), "is an OpenVINO file, expected"),
-    "w.pth.gz": (_packed(gzip.compress), "is packed by gzip, expected a PyTorch file: unpack it"),
-    "w.tar": (_tar, "is a tar archive, expected a PyTorch file: unpack it"),
-    "w.zip": (_zip("w.pth"), "is a ZIP archive, expected a PyTorch file: unpack it"),
-    "w.pkl": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "is a Python pickle, which could execute code"),
+    "lfs.pth": (_content(b"version https:" + b"//git-lfs.github.com/spec/v1\noid sha256:0\n"), "git lfs pull"),
+    "page.pth": (_content(b"\n <!DOCTYPE html><html>quota exceeded"), "HTML"),
+    "script.pth": (lambda path: torch.jit.script(nn.Linear(2, 2)).save(path), "TorchScript"),
+    "network.pth": (_content(b"\x08\x0a\x12\x07pytorch\x1a\x032.1"), "ONNX"),
+    "network.bin": (_content(b'<?xml version="1.0"?>\n<net name="x" version="11">'), "OpenVINO"),
+    "w.pkl": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "pickle"),
+    "keras.h5": (_content(b"\x89HDF\r\n\x1a\n\0\0"), "PyTorch"),  # any other file
 }
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_other_files_are_named(name: str, tmp_path, capsys) -> None:
     """'Damaged: get it again' for a whole file of another program, which is no better the next time."""
-    write, words = FOREIGN[name]
+    write, noun = FOREIGN[name]
     write(tmp_path / name)
-    with pytest.raises(UserError) as error:
+    with refused(tmp_path / name, noun):
         load_model(tmp_path / name)
-    assert f"{tmp_path / name} is " in str(error.value) and words in str(error.value), error.value
-    assert capsys.readouterr().err == "" and "\n" not in str(error.value)
+    assert capsys.readouterr().err == ""
 
 
 def test_advice_for_a_torchscript_archive_helps(weights, tmp_path) -> None:
