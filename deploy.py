@@ -20,11 +20,7 @@ from frames.images import read_image
 from inference.checkpoints import load_model
 from inference.engine import FORMATS, Engine, check_precision, export_metadata
 from inference.export import AGREEMENT, agreement, exported_aside, exported_files, safetensors_aside
-from inference.predictor import (
-    add_side_flag,
-    check_side,
-    check_size,
-)
+from inference.predictor import add_side_flag, check_side, check_size
 from model import FastSCNN
 from street.scene import draw_scene
 from utils import UserError, refuse_input, run_cli, writable_folder
@@ -121,9 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="fp32", help="fp32, bf16, fp16 or int8, where the format has it")
     add_side_flag(parser)
     parser.add_argument(
-        "--pictures",
-        metavar="FOLDER",
-        help="images to calibrate int8 and to check with; drawn scenes if not given",
+        "--pictures", metavar="FOLDER", help="images to calibrate int8 and to check with; drawn scenes if not given"
     )
     parser.add_argument(
         "--least_agreement",

@@ -33,7 +33,7 @@ from utils import UserError, refuse_input, run_cli, writable_folder, write_file
 from web.report import WIDTH, WIDTHS, Report
 from web.report_data import About
 
-# How long processes that label wait for each other, as shares of millions of pictures may end hours apart; and advice.
+# Timeout while processes label (their shares may finish hours apart), and the hint to print.
 LABELLING = datetime.timedelta(days=30), "start again with --skip_existing, which makes only what is missing"
 
 
@@ -84,8 +84,7 @@ def check_args(args: argparse.Namespace) -> None:
             )
     if args.skip_existing and not predict_only:
         raise UserError(
-            f"--skip_existing was given with --split {args.split}, whose scores would only count the other frames; "
-            "leave it out, or use --split test"
+            f"--skip_existing is only for --split test: skipped frames would be missing from the scores of {args.split}"
         )
     if args.width is not None and (args.save_dir or predict_only or not MIN_SIZE <= args.width <= 16384):
         raise UserError(f"--width is {args.width}, expected {MIN_SIZE} to 16384, to score a split without --save_dir")

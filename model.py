@@ -1,6 +1,6 @@
 """Fast-SCNN (Poudel, Liwicki and Cipolla, arXiv 1902.04502, table 1) and its input normalisation.
 
-The shapes are those of an input of 1024 x 2048 x 3; t is the expansion factor, n the number of repeats:
+Shapes for an input of 1024 x 2048 x 3; t is the expansion factor, n the number of repeats:
 
     module                    operator                     output             n  stride
     learning_to_downsample    Conv 3x3                     512 x 1024 x  32   1  2
@@ -37,7 +37,7 @@ INPUT_SIDES = 0, 8192  # the smallest and the largest that can be asked for
 
 
 class Variant(NamedTuple):
-    """Where networks that others published differ from the paper."""
+    """Options that reproduce published Fast-SCNN variants."""
 
     # Source: Tramac/Fast-SCNN-pytorch has no padding: odd sizes are rounded down, not up.
     first_padding: int = 1
@@ -107,9 +107,9 @@ class FastSCNN(nn.Module):
         return [logits, *auxiliary] if auxiliary else logits  # (N, K, H, W)
 
     def logits(self, x: Tensor) -> list[Tensor]:
-        """Returns the logits of normalised images before upsampling, then those of the auxiliary heads in training.
+        """Returns the logits of normalised images before upsampling; in training, the auxiliary heads' logits follow.
 
-        H/8 and W/8 are rounded up; without padding in the first convolution they are those of H - 2 and W - 2.
+        H/8 and W/8 are rounded up. Without padding in the first convolution, read H - 2 and W - 2 for H and W.
         """
         shallow = self.learning_to_downsample(x)  #           (N,  64, H/8,  W/8)
         context = self.global_feature_extractor(shallow)  #   (N, 128, H/32, W/32)
@@ -320,7 +320,7 @@ class Bottleneck(nn.Module):
 
 
 def bottlenecks(in_channels: int, out_channels: int, repeats: int, stride: int) -> nn.Sequential:
-    """A sequence of bottlenecks, the first of which changes resolution and width."""
+    """A sequence of bottlenecks; the first one changes resolution and width."""
     first = Bottleneck(in_channels, out_channels, stride)
     return nn.Sequential(first, *(Bottleneck(out_channels, out_channels, 1) for _ in range(repeats - 1)))
 
@@ -346,5 +346,5 @@ def preprocess(images: Tensor, network: FastSCNN) -> Tensor:
 
 
 def _larger(a: int, b: int) -> int:
-    """Returns the larger of two numbers, which may be those of a traced size: max() would decide while it is traced."""
+    """Returns the larger of two numbers. They may be traced sizes, for which max() would decide during tracing."""
     return (a + b + abs(a - b)) // 2

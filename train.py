@@ -141,7 +141,7 @@ def check_batch(batch_size: int) -> None:
 
 
 def open_all(options: Options) -> tuple[DataSet, dict[str, DataSet]]:
-    """Opens the data set of --data_path, and those of --extra_data, which are returned by their path."""
+    """Opens the data set of --data_path, and the data sets of --extra_data by their path."""
     data = open_data(options.data_path, options.data_root)
     extra = {path: open_data(path) for path in options.extra_data or ()}
     for path, added in extra.items():

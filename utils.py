@@ -26,7 +26,7 @@ from typing import TextIO
 import torch
 from torch import Tensor, nn
 
-# The codes of NumPy's dtypes, and those of struct for the same.
+# The codes of NumPy's dtypes, and struct's codes for the same.
 _NUMBERS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
 _NUMBERS |= {"f2": "e", "f4": "f", "f8": "d"}
 
@@ -38,8 +38,8 @@ class UserError(Exception):
 def run_cli(main: Callable[[], int | None]) -> None:
     """Runs a script's main and ends the process: a user's mistake is one line on stderr and exit status 2.
 
-    The exit status is that of the work, whatever becomes of the output; see steady_streams. Ctrl-C and SIGTERM
-    leave nothing unfinished behind: both unwind main as an exception does.
+    A broken stdout never changes the exit status; see steady_streams. Ctrl-C and SIGTERM raise in main, so that
+    cleanup runs.
 
     Args:
         main: returns the exit status; None means 0.

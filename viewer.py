@@ -339,7 +339,7 @@ def main() -> int:
     cv2.setNumThreads(1)  # the stages run at the same time
     predict = load_predictor(args.model_weight, args.device, args.backend, args.precision, args.input_side)
     if predict.classes.names != data.classes.names and any(sample.label for sample in source.samples):
-        print("ground truth is not drawn: the classes of the weights are not those of the data set", file=sys.stderr)
+        print("ground truth is not drawn: weights and data set have different classes", file=sys.stderr)
         source = source._replace(samples=[sample._replace(label=None) for sample in source.samples])
     viewer = Viewer(args, source, output, predict)
     note = train_ids_note(source.samples)

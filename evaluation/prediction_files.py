@@ -37,11 +37,7 @@ class PredictionWriter:
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        samples: Sequence[Sample],
-        classes: Classes,
-        color_folder: str | Path | None = None,
+        self, folder: str | Path, samples: Sequence[Sample], classes: Classes, color_folder: str | Path | None = None
     ):
         self.folder = writable_folder(folder)
         self.color_folder = writable_folder(color_folder) if color_folder else None

@@ -68,7 +68,7 @@ class Check:
             expected = " or ".join(labels.expected for labels in self.values)
             raise UserError(
                 f"no pixel of the {self.split} split{f' of --extra_data {extra}' if extra else ''} belongs to a class: "
-                f"the labels only hold {found}; expected {expected}, some of them those of classes"
+                f"the labels only hold {found}, expected {expected} with values of classes among them"
             )
         if len(present) == 1 and self.split == "train" and not extra:
             raise UserError(f"only {present[0]} has pixels in the train split; expected at least two classes")
@@ -111,12 +111,7 @@ class Check:
 
 
 def check_frames(
-    samples: Sequence[Sample],
-    split: str,
-    classes: Classes,
-    workers: int,
-    decode_images: bool,
-    go_on: bool = False,
+    samples: Sequence[Sample], split: str, classes: Classes, workers: int, decode_images: bool, go_on: bool = False
 ) -> Check:
     """Decodes every label, and every picture or else only its header if it is a PNG.
 

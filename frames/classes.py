@@ -30,11 +30,11 @@ class LabelFormat:
         ignore_unknown: other values are ignored; else they are refused.
         colors: labels are pictures in color: each color and its train id or IGNORE_INDEX. `train_ids` then holds train
             ids themselves, which is what such a label is read as.
-        advice: what to do about unknown values, for messages; these stand in it for {values}, as ignored ones.
-        alternatives: values that mean the same, of which a file has only one.
-        unions: train ids of labels that are coarser than the classes, and those of all classes that each may mean,
-            itself among them, in order.
-        own: values that the description of the data names; where one means a class, no other is written for it.
+        advice: what to do about unknown values, for messages; {values} in it becomes these values, mapped to ignored.
+        alternatives: equivalent values, one per file (1 or 255 in binary masks).
+        unions: train ids of coarse labels, and the train ids of all classes that each may mean, its own among them, in
+            order.
+        own: values listed in the description, preferred when predictions are written.
     """
 
     train_ids: tuple[tuple[int, int], ...]
@@ -79,7 +79,7 @@ class LabelFormat:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Is the same for formats that read a file alike, if both read it."""
+        """Hash of what decides how a label file is read."""
         decides = sorted(self.meant), sorted(self.colors), self.ignore_unknown
         return hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
 
@@ -99,7 +99,7 @@ class Classes:
         colors: RGB of each.
         categories: name and train ids of groups of classes, which are scored too; may be empty.
         labels: what the values of label files mean.
-        label_names: names under which the scores are written, in order, with those of labels that are no class; those
+        label_names: names under which the scores are written, in order, with labels that are not classes; the names
             of the classes if empty.
         named: false if a weight file gave no names, and these are made up.
     """
@@ -153,7 +153,7 @@ class Classes:
 
     @classmethod
     def unnamed(cls, count: int) -> Classes:
-        """Returns classes for weights that do not say theirs: those of Cityscapes if there are as many."""
+        """Returns classes for weights that do not name theirs: CITYSCAPES if the number fits."""
         if count == len(CITYSCAPES):
             return CITYSCAPES
         names = tuple(f"class_{index}" for index in range(count))

@@ -31,7 +31,7 @@ class Layout:
         splits: the folders, patterns and lists of each split that it has.
         masks: a folder and what stands in its place in the path of a label, each of one or more parts.
         below_root: these folders are looked for below `root` only, else in the whole path.
-        suffixes: the end of a picture's file name and that of its label's; if empty, only the ending differs.
+        suffixes: the end of a picture's file name and the end of its label's; if empty, only the ending differs.
         labels: what the values of the label files mean.
         scales: of training crops, if the description has them.
     """
@@ -46,7 +46,7 @@ class Layout:
     scales: Scales | None = None
 
     def suffix(self, picture: Path) -> tuple[str, str] | None:
-        """Returns the longest of `suffixes` that a picture ends with, and that of its label; None if there is none."""
+        """Returns the longest of `suffixes` that a picture ends with, and its label's suffix; None without one."""
         fitting = [pair for pair in self.suffixes if picture.name.endswith(pair[0])]
         return max(fitting, key=lambda pair: len(pair[0]), default=None)
 
@@ -74,7 +74,7 @@ def find_frames(layout: Layout, split: str) -> list[Sample]:
 
     for count, what in (
         (len(named) - len(frames), "pictures named more than once, read once"),
-        (sum(search.foreign for search in found), "pictures left out, because they end as no key of label_suffix"),
+        (sum(search.foreign for search in found), "pictures skipped: no key of label_suffix matches their names"),
         (finder.without_picture(pairs, found), "labels without a picture"),
     ):
         if count:
@@ -198,7 +198,7 @@ class LabelFinder:
             names = " or ".join(f"`{old}`" for old, _ in layout.masks)
             raise UserError(
                 f"no label for {picture}: its path has no folder {names} that masks_dir could replace; write masks_dir "
-                "as a mapping from the folder of pictures to that of labels, such as {left: labels}"
+                "as a mapping from the folder of pictures to the folder of labels, such as {left: labels}"
             )
         if picture in files.values():
             raise UserError(f"the label of {picture} would be the picture itself; name its folder with masks_dir")

@@ -78,7 +78,7 @@ def _described(path: str, root: str | None) -> DataSet:
             raise UserError(f"it holds {quoted(content)}, expected a mapping with the keys train, val and names")
         if content.get("val") is None and "validation" in content:
             content["val"] = content.pop("validation")
-        if content.get("test") in ("", []):  # nobody needs it
+        if content.get("test") in ("", []):  # an empty test split is allowed
             content["test"] = None
         splits = {split: _entries(content, split) for split in SPLITS if content.get(split) is not None}
         if "train" not in splits:
@@ -181,7 +181,7 @@ def read_classes(content: dict, file: str) -> Classes:
         raise UserError("it has label_mapping and label_colors; keep the one that its labels need")
     meaning = _colored_labels if content.get("label_colors") else _valued_labels
     labels = dataclasses.replace(meaning(content, names, file), unions=read_unions(content.get("unions"), names))
-    if not content.get("colors"):  # those of the labels, the first of each class
+    if not content.get("colors"):  # the first label color of each class
         given = {train_id: color for color, train_id in reversed(labels.colors) if train_id != IGNORE_INDEX}
     return Classes(names, colors_for(names, given), _categories(content, names), labels)
 
@@ -221,7 +221,7 @@ def _names(content: dict) -> tuple[str, ...]:
 
 
 def _by_class(content: dict, key: str, names: tuple[str, ...], ignored: bool = False) -> list[tuple[int, object]]:
-    """Returns the entries of a list or mapping by train id; with `ignored`, those of IGNORE_INDEX may be among them."""
+    """Returns the entries of a list or mapping by train id; with `ignored`, IGNORE_INDEX may be a train id."""
     value = content.get(key)
     if value is None:
         return []

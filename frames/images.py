@@ -50,7 +50,7 @@ def read_image(path: str | Path, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarra
 
 
 def read_label(path: str | Path, labels: LabelFormat = CITYSCAPES.labels) -> np.ndarray:
-    """Reads a label file as train ids: (H, W) uint8, those of classes and IGNORE_INDEX.
+    """Reads a label file as train ids: (H, W) uint8, classes and IGNORE_INDEX.
 
     Raises:
         UserError: as read_label_values, or a value has no meaning.
@@ -109,9 +109,7 @@ def _colors_to_train_ids(path: str | Path, image: np.ndarray, labels: LabelForma
         some = [[int(color) >> shift & 255 for shift in (16, 8, 0)] for color in np.unique(packed[unknown])[:8]]
         listed = ", ".join(map(str, some))
         advice = labels.advice.replace("{values}", listed)
-        raise UserError(
-            f"{path} has other colors than those of the classes: {listed}; expected {labels.expected}{advice}"
-        )
+        raise UserError(f"{path} has colors that are no class: {listed}; expected {labels.expected}{advice}")
     return np.where(unknown, IGNORE_INDEX, found - 1).astype(np.uint8)
 
 

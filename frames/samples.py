@@ -42,7 +42,7 @@ class Scales(NamedTuple):
         return cls(values, continuous)
 
     def spread(self, count: int = 32) -> tuple[float, ...]:
-        """Returns scales that stand for all, each with the same weight: those of the list, or `count` of the range."""
+        """Returns scales that represent all with equal weight: the list itself, or `count` of the range."""
         if not self.continuous:
             return self.values
         low, high = self.values
@@ -61,7 +61,7 @@ class Sample(NamedTuple):
     label: Path | None
     labels: LabelFormat = CITYSCAPES.labels
     folder: str = ""  # in Cityscapes <city>
-    scales: Scales | None = None  # of its training crops; None: those of --scales
+    scales: Scales | None = None  # of its training crops; None: --scales
 
 
 @dataclass(frozen=True)

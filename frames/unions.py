@@ -1,7 +1,7 @@
-"""Labels that are coarser than the classes: a label of one class that means any of several.
+"""Coarse labels: one value that stands for several classes (CamVid's "car": car, truck or bus).
 
 CamVid's "car" is a car, a truck or a bus. Frames in memory keep the label's train id. Only training and the loss of a
-validation replace it by an id above those of the classes, K + u for the u-th union of the run: see Unions.
+validation replace it by an id above the classes, K + u for the u-th union of the run: see Unions.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_unions(value: object, names: tuple[str, ...]) -> tuple[tuple[int, tuple
 
 
 def joined_classes(classes: Classes) -> tuple[Classes, np.ndarray]:
-    """Returns classes of which each union of the labels is one, under the name of its label.
+    """Returns classes in which each union of the labels is one class, under the name of its label.
 
     Returns:
         J classes without categories, and (J, K) int64: 1 where a class is part of a joined one, else 0.

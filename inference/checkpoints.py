@@ -158,10 +158,10 @@ def match_classes(path: str | Path, found: Classes, wanted: Classes) -> list[int
     if found.names == wanted.names:
         return None
     if not found.named and len(found) == len(wanted):
-        say(f"{path} does not name its {len(found)} classes: taken for those of the data, in their order")
+        say(f"{path} does not name its {len(found)} classes: taken for the classes of the data, in their order")
         return None
     if set(found.names) == set(wanted.names):
-        say(f"{path} has the classes of the data in another order: they are put into that of the data")
+        say(f"{path} has the classes of the data in another order: its scores are reordered")
         return [found.names.index(name) for name in wanted.names]
     advice = "take other weights or data, or train these with --init_weights and --reset_head"
     if not found.named:

@@ -29,13 +29,13 @@ from utils import write_file
 # The least share of pixels that must have the label that PyTorch gives in single precision.
 AGREEMENT = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.995, "int8": 0.99}
 # The convolutions that int8 leaves in floating point: all of learning to downsample, whose errors reach all later
-# layers, and the class scores. Measured on street frames of 1024x2048: 99.50 % of the labels are those of single
+# layers, and the class scores. Measured on street frames of 1024x2048: 99.50 % of the labels are equal to single
 # precision; with only the first two and the last left, 99.07 %, and no faster.
 _FIRST_KEPT, _LAST_KEPT = 5, 1
 
 
 def _kept(convolutions: Sequence[str]) -> list[str]:
-    """Returns those of all convolutions, in their order, that int8 leaves in floating point."""
+    """Returns the convolutions that int8 leaves in floating point, of all in their order."""
     return [*convolutions[:_FIRST_KEPT], *convolutions[-_LAST_KEPT:]]
 
 
@@ -176,7 +176,7 @@ def _write_openvino(metadata: dict, path: Path, images: Sequence[np.ndarray]) ->
             subset_size=len(images),
             ignored_scope=nncf.IgnoredScope(names=_kept(convolutions)),
             # Weights of 7 bits: without VNNI a processor sums pairs of products in 16 bits, which overflow with 8-bit
-            # weights. Measured on one without VNNI, labels equal to those of single precision: 96.87 % with 8 bits,
+            # weights. Measured on one without VNNI, labels equal to single precision: 96.87 % with 8 bits,
             # 99.49 % with 7, as many as with VNNI.
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )

@@ -55,7 +55,7 @@ def labels_from_logits(logits: Tensor, size: Sequence[int], align_corners: bool 
     """Returns the class with the highest logit, after bilinear interpolation, of each pixel.
 
     On a CPU it is the highest in double precision, and the lowest class of equal ones. On other devices, for more than
-    256 classes and for logits that are not finite, it is that of `F.interpolate(...).argmax(1)` in single precision.
+    256 classes and for logits that are not finite, it is `F.interpolate(...).argmax(1)` in single precision.
 
     Args:
         logits: (N, K, h, w).
@@ -202,7 +202,7 @@ def _two_highest(values: Tensor, names: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _decide_exactly(planes: Tensor, pixels: Tensor, rows: Axis, columns: Axis, labels: Tensor) -> None:
-    """Writes the labels of P pixels in double precision, with all classes; the arguments are those of _decide_cells."""
+    """Writes the labels of P pixels in double precision, with all classes; arguments as for _decide_cells."""
     for some in pixels.split(CANDIDATES_AT_ONCE) if len(pixels) else ():
         y, x = some.div(labels.shape[1], rounding_mode="floor"), some % labels.shape[1]
         corners = _corners(rows.cell[y], columns.cell[x], *planes.shape[1:])

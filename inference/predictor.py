@@ -108,8 +108,8 @@ def load_engine(
         path: a checkpoint, or a file that deploy.py exported.
         device: for PyTorch; the other engines run on the CPU.
         backend: a key of PRECISIONS; None: torch for a checkpoint, what the ending names for an exported file.
-        precision: None: that of an exported file, fp32 for a checkpoint.
-        classes: those that the labels shall mean; None: those of the file.
+        precision: None: the precision of an exported file, fp32 for a checkpoint.
+        classes: what the labels shall mean; None: the classes of the file.
         input_side: longer side, in pixels, at which the network sees a picture; 0: its own; None: as the file says.
 
     Returns:
@@ -190,7 +190,7 @@ def _open_model(model: FastSCNN, classes: Classes, backend: str, precision: str 
 def add_backend_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that choose an engine, for every script that predicts."""
     parser.add_argument("--backend", help=f"{', '.join(PRECISIONS)}; by the ending of the weights if not given")
-    parser.add_argument("--precision", help="fp32, bf16, fp16 or int8; that of the weights if not given")
+    parser.add_argument("--precision", help="fp32, bf16, fp16 or int8; default: as the weights have it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add_side_flag(parser)
 
@@ -201,5 +201,5 @@ def add_side_flag(parser: argparse.ArgumentParser) -> None:
         "--input_side",
         type=int,
         metavar="N",
-        help="resize pictures to this longer side for the network; 0: their own size; that of the weights if not given",
+        help="resize pictures to this longer side for the network; 0: never; default: as the weights say",
     )

@@ -149,7 +149,7 @@ def _safetensors(path: str | Path) -> ModuleType:
 
 # What DataParallel, DistributedDataParallel and AveragedModel, and what torch.compile put before a layer's name.
 _WRAPPER = r"(?:module|_orig_mod)\."
-# The first weights of the network, in our names and in those of published ones: what precedes them is a prefix.
+# The first weights of the network, by our names and by published ones: what precedes them is a prefix.
 _FIRST = [
     rf"\.(?:{_WRAPPER})*".join(re.escape(part) for part in name.split("."))
     for name in ("learning_to_downsample.conv.0.weight", *(publisher.mark for publisher in PUBLISHERS))

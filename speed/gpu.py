@@ -70,7 +70,7 @@ def prepare(backend: str, precision: str, stage: str, model: FastSCNN, images: T
 
 
 def measure(variants: Sequence[Variant], device: torch.device, repeats: int, burst: int = 1) -> list[dict]:
-    """Times variants in turn, and compares their labels with those of the first, which is the baseline.
+    """Times variants in turn, and compares their labels with the labels of the first, the baseline.
 
     Returns:
         A row for each; `equal` is the share of equal labels, None for the network without a label head.

@@ -91,7 +91,7 @@ def measure(timers: Sequence[Callable[[], float]], repeats: int, load: Load | No
     """Calls functions that return their own seconds in turn; with a load, each once idle, then each once beside it.
 
     Returns:
-        The figures of each, next to those of the first, which is the baseline.
+        The figures of each next to the figures of the first, the baseline.
     """
     if load is None:
         results = interleave(timers, repeats)

@@ -51,7 +51,7 @@ def interleave(
 ) -> tuple[list[float], ...]:
     """Calls functions that return their own seconds in turn, so that a drift of the machine's speed meets all alike.
 
-    Returns the results of each, without those of a warm-up: the first call, on a GPU for at least WARM_UP seconds.
+    Returns the results of each without a warm-up: the first call, on a GPU at least WARM_UP seconds.
     """
     for timer in timers:
         start = time.perf_counter()
@@ -111,7 +111,7 @@ def report(groups: Groups, markdown: bool, path: str | None) -> list[dict]:
 
 
 def print_rows(title: str, rows: Sequence[dict], markdown: bool) -> None:
-    """Prints a group as a table with those of COLUMNS whose figures it has, and another of those under load."""
+    """Prints a group as a table of the COLUMNS whose figures it has, and a second one of LOADED_COLUMNS."""
     tables = [(title, COLUMNS)]
     if rows[0].get("load"):
         count = f"{rows[0]['load']} counting process{'' if rows[0]['load'] == 1 else 'es'}"

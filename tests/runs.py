@@ -49,17 +49,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert not different
 
 
-EVERYTHING = (
-    "--recipe",
-    "strong",
-    "--epochs",
-    4,
-    "--color_strength",
-    1,
-    "--aux_weight",
-    0.4,
-    "--amp",
-)
+EVERYTHING = ("--recipe", "strong", "--epochs", 4, "--color_strength", 1, "--aux_weight", 0.4, "--amp")
 
 
 def start(count: int, function: Callable, *arguments: object, cwd: Path, **variables: str) -> list[Started]:

@@ -60,16 +60,7 @@ def test_any_number_of_classes_trains_scores_and_draws(tmp_path, run, count, key
     """An index error, a sentinel taken for a class, or files with values that the data set does not know."""
     lay_out(tmp_path, count, ending, scale)
     describe(tmp_path, train="images/train", val="images/val", **keys)
-    options = [
-        "--class_uniform",
-        "0.5",
-        "--class_mix",
-        "0.5",
-        "--aux_weight",
-        "0.4",
-        "--lovasz_weight",
-        "0.5",
-    ]
+    options = ["--class_uniform", "0.5", "--class_mix", "0.5", "--aux_weight", "0.4", "--lovasz_weight", "0.5"]
     result = run(*options)
     assert result.returncode == 0, result.stderr
     assert "official" not in result.stdout and "category" not in result.stdout

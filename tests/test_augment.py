@@ -15,14 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from frames.cityscapes import find_samples
 from frames.classes import IGNORE_INDEX
 from frames.samples import Scales
-from training.augment import (
-    EpochSampler,
-    TrainSet,
-    _nth_true,
-    distort_colors,
-    draw_colors,
-    paste_classes,
-)
+from training.augment import EpochSampler, TrainSet, _nth_true, distort_colors, draw_colors, paste_classes
 from training.crop import MEAN_COLOR, crop_image, crop_label, place_crop
 
 LISTED = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)

@@ -233,10 +233,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path, exported) -> None:
     proto = onnx.load(exported)
     (entry,) = proto.metadata_props
     metadata = json.loads(entry.value)
-    for name, value, message in (
-        ("none", None, ""),
-        ("other", json.dumps({**metadata, "classes": ["a", "b"]}), ""),
-    ):
+    for name, value, message in (("none", None, ""), ("other", json.dumps({**metadata, "classes": ["a", "b"]}), "")):
         del proto.metadata_props[:]
         if value:
             proto.metadata_props.append(onnx.StringStringEntryProto(key=METADATA, value=value))
@@ -253,20 +250,11 @@ def test_foreign_and_damaged_files_are_refused(tmp_path, exported) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            ("--backend", "tensorrt"),
-            "tensorrt",
-        ),
-        (
-            ("--backend", "onnx", "--precision", "bf16"),
-            "onnx|bf16|fp32|int8",
-        ),
+        (("--backend", "tensorrt"), "tensorrt"),
+        (("--backend", "onnx", "--precision", "bf16"), "onnx|bf16|fp32|int8"),
         (("--backend", "openvino", "--precision", "int8"), ""),
         (("--backend", "openvino", "--device", "cuda"), "openvino"),
-        (
-            ("--backend", "torch-graph", "--device", "cpu"),
-            "torch-graph",
-        ),
+        (("--backend", "torch-graph", "--device", "cpu"), "torch-graph"),
         (("--precision", "fp8"), ""),
     ],
 )
@@ -449,22 +437,10 @@ def test_exported_files_of_any_name_are_read(exported, pair, tmp_path, monkeypat
     [
         ("n.onnx", None, "ONNX"),
         ("n.xml", None, "OpenVINO"),
-        (
-            "n.onnx",
-            b"<!doctype html>",
-            "HTML|ONNX",
-        ),
-        (
-            "n.onnx",
-            b'<?xml version="1.0"?><net name="x">',
-            "OpenVINO|ONNX",
-        ),
+        ("n.onnx", b"<!doctype html>", "HTML|ONNX"),
+        ("n.onnx", b'<?xml version="1.0"?><net name="x">', "OpenVINO|ONNX"),
         ("n.onnx", b"", "n.onnx|ONNX"),
-        (
-            "n.bin",
-            b"version https:" + b"//git-lfs",
-            "n.bin|LFS",
-        ),
+        ("n.bin", b"version https:" + b"//git-lfs", "n.bin|LFS"),
     ],
 )
 def test_files_under_another_name_are_named(name, content, words: str, pair, tmp_path) -> None:
@@ -508,14 +484,8 @@ def test_inputs_are_never_replaced_by_an_export(tmp_path, monkeypatch) -> None:
     for flags, words in (
         (("--model_weight", "w.bin", "--format", "openvino"), "w.bin"),
         (("--model_weight", "w.onnx"), "w.onnx"),
-        (
-            ("--model_weight", "w.bin", "--output", "link.onnx"),
-            "link.onnx",
-        ),
-        (
-            ("--model_weight", "w.bin", "--output", "pictures/p.onnx"),
-            "pictures/p.onnx",
-        ),
+        (("--model_weight", "w.bin", "--output", "link.onnx"), "link.onnx"),
+        (("--model_weight", "w.bin", "--output", "pictures/p.onnx"), "pictures/p.onnx"),
         (("--model_weight", "w.bin", "--output", "folder.onnx"), "folder.onnx"),
         (("--model_weight", "w.bin", "--output", "n" * 251 + ".onnx"), "--output"),
     ):

@@ -94,10 +94,7 @@ def test_quick_leaves_out_what_takes_long_to_prepare(monkeypatch) -> None:
     monkeypatch.setattr(predictions, "PRECISIONS", precisions)
     quick, full = chosen_engines(quick=True), chosen_engines(quick=False)
     assert quick == [("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
-    assert set(full) - set(quick) == {
-        *(("openvino", precision) for precision in ("fp16", "int8")),
-        ("onnx", "int8"),
-    }
+    assert set(full) - set(quick) == {*(("openvino", precision) for precision in ("fp16", "int8")), ("onnx", "int8")}
 
 
 @pytest.fixture(scope="module")

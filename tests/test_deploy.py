@@ -189,17 +189,7 @@ def _tensor(path):
     return "expected a checkpoint"
 
 
-BAD_WEIGHTS = [
-    _missing,
-    _truncated,
-    _empty,
-    _text,
-    _code,
-    _whole_module,
-    _other_network,
-    _missing_key,
-    _tensor,
-]
+BAD_WEIGHTS = [_missing, _truncated, _empty, _text, _code, _whole_module, _other_network, _missing_key, _tensor]
 
 
 @pytest.mark.parametrize("spoil", BAD_WEIGHTS, ids=lambda function: function.__name__.strip("_"))

@@ -203,10 +203,7 @@ def test_scores_at_another_width_are_of_resized_frames(frames, tmp_path) -> None
     original = read_pair(sample)[1]
     assert set(np.unique(label)) <= set(np.unique(original))
     np.testing.assert_array_equal(label[::2, ::2], original)
-    for more, words in (
-        (("--width", "8"), "--width|8"),
-        (("--width", "64", "--save_dir", "p"), "without --save_dir"),
-    ):
+    for more, words in ((("--width", "8"), "--width|8"), (("--width", "64", "--save_dir", "p"), "without --save_dir")):
         assert_user_error(run_script("evaluate.py", *flags, *more, cwd=tmp_path), *words.split("|"))
 
 

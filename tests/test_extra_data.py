@@ -127,18 +127,7 @@ def test_a_run_on_several_data_sets_resumes_to_the_same_end(sets, tmp_path) -> N
     """Epochs, crops or targets that depend on when the run was cut; a best epoch of another score than the joined."""
     _, second = sets
     first = make_set(tmp_path / "val", (0, 2, 1, 3), unions={"car": ["car", "truck"]})
-    how = (
-        "--recipe",
-        "strong",
-        "--power",
-        0,
-        "--scales",
-        0.5,
-        "--class_mix",
-        0.5,
-        "--aux_weight",
-        0.4,
-    )
+    how = ("--recipe", "strong", "--power", 0, "--scales", 0.5, "--class_mix", 0.5, "--aux_weight", 0.4)
     flags = (*how, "--extra_data", second, second, "--epochs")
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     result = train(first, straight, *flags, 3)

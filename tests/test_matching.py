@@ -26,11 +26,7 @@ def weights(tmp_path):
     """A checkpoint of three classes with auxiliary heads."""
     torch.manual_seed(0)
     model = FastSCNN(3, aux=True)
-    metadata = {
-        "align_corners": False,
-        "input_scale": 1.0,
-        "classes": classes_named("road", "car", "sky").as_dict(),
-    }
+    metadata = {"align_corners": False, "input_scale": 1.0, "classes": classes_named("road", "car", "sky").as_dict()}
     save_checkpoint(tmp_path / "w.pth", {"model": model.state_dict(), "metadata": metadata})
     return tmp_path / "w.pth"
 

@@ -104,11 +104,7 @@ def test_bad_safetensors_are_one_line(weights, tmp_path) -> None:
         ("side", save(state, {METADATA: '{"input_side": -1}'}), "input_side|1|0|8192"),
         ("half", save(state, {METADATA: '{"input_side": 640.5}'}), "input_side|640.5|0|8192"),
         ("corners", save(state, {METADATA: '{"align_corners": 1}'}), "align_corners|1"),
-        (
-            "variant",
-            save(state, {METADATA: '{"variant": {"width": 2}, "align_corners": true}'}),
-            "",
-        ),
+        ("variant", save(state, {METADATA: '{"variant": {"width": 2}, "align_corners": true}'}), ""),
         ("names", save({"fc.weight": torch.ones(2)}), "1"),
     ):
         path = tmp_path / f"{name}.safetensors"

@@ -105,14 +105,7 @@ def test_label_of_another_size_is_a_problem(frames: Path) -> None:
 
 @pytest.mark.parametrize(
     ("input_pic", "words"),
-    [
-        ("", "--input_pic"),
-        ("none.png", "none.png"),
-        ("*.none", "0"),
-        ("full", "2"),
-        ("full", "1"),
-        ("99", "99"),
-    ],
+    [("", "--input_pic"), ("none.png", "none.png"), ("*.none", "0"), ("full", "2"), ("full", "1"), ("99", "99")],
 )
 def test_input_that_is_not_there(input_pic: str, words: str, tmp_path: Path, monkeypatch) -> None:
     """An empty run that ends with success, or a number taken for a file name."""

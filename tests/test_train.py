@@ -292,11 +292,7 @@ def test_check_prints_what_the_data_set_holds(frames, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "words"),
-    [
-        ([0, 1], ("train", "0", "unlabeled", "1", "ego", "0-33")),
-        ([7, 0], ("road", "train")),
-    ],
+    ("ids", "words"), [([0, 1], ("train", "0", "unlabeled", "1", "ego", "0-33")), ([7, 0], ("road", "train"))]
 )
 def test_labels_without_classes_are_refused(frames, tmp_path, ids: list[int], words) -> None:
     """Masks of 0 and 1 that train to a loss of 0, an mIoU of nan and "best weights"."""

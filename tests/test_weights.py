@@ -55,10 +55,7 @@ WRAPPED: dict[str, tuple[Callable[[dict, dict], dict], str]] = {
         },
         "weights taken from 'state_dict'; names taken without 'model.'; left out 1 other entries (first: criter",
     ),
-    "EMA": (
-        _ema,
-        "from 'state_dict_ema'; names taken without 'module.'; not taken from 'state_dict'; left out 1",
-    ),
+    "EMA": (_ema, "from 'state_dict_ema'; names taken without 'module.'; not taken from 'state_dict'; left out 1"),
     "no counters": (
         lambda state, _: {name: state[name] for name in state if not name.endswith("num_batches_tracked")},
         "44 num_batches_tracked are missing",

@@ -37,7 +37,7 @@ class TrainSet(Dataset):
         samples: the frames.
         size: (height, width) of the crops.
         seed: the run's seed.
-        scales: those of frames that have none themselves.
+        scales: for frames without scales of their own.
         class_uniform: share of the samples centred on a pixel of a class that is drawn evenly from the frame's classes,
             so that rare classes are seen more often.
         color_strength: see draw_colors.
@@ -235,12 +235,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 def make_loader(
-    options: Options,
-    samples: Sequence[Sample],
-    sampler: EpochSampler,
-    read: Read,
-    device: torch.device,
-    unions: Unions,
+    options: Options, samples: Sequence[Sample], sampler: EpochSampler, read: Read, device: torch.device, unions: Unions
 ) -> DataLoader:
     """Returns the loader of training batches, with the augmentation of the run's options."""
     train_set = TrainSet(

@@ -86,7 +86,7 @@ def crop_image(image: np.ndarray, crop: Crop) -> np.ndarray:
 
 
 class _Blocks(NamedTuple):
-    """A section of an axis that, scaled by itself, gives the same pixels as within the whole.
+    """A section of an axis that, scaled alone, gives the same pixels as within the whole.
 
     Attributes:
         source: the slice of the frame that is read.

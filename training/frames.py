@@ -83,7 +83,7 @@ def find_unions(options: Options, samples: Iterable[Sample], classes: int) -> Un
     unions = Unions.of({sample.labels for sample in samples}, classes)
     if unions.members and options.loss == "bce":
         raise UserError(
-            "--loss bce learns each class by itself, and the labels have unions, which say any of several; choose "
+            "--loss is bce, which learns each class alone, but the labels have unions of several classes: choose "
             "cross_entropy or ohem"
         )
     return unions
@@ -97,11 +97,11 @@ def padding(options: Options, sizes: Counter[tuple[Scales | None, tuple[int, int
 
 
 def refuse_other_names(path: str, found: Classes, expected: Classes) -> None:
-    """Raises UserError if a data set of --extra_data has other classes than that of --data_path, or another order."""
+    """Raises UserError if --extra_data has other classes than --data_path, or the same in another order."""
     if difference := found.first_difference(expected.names):
         index, name, wanted = difference
         raise UserError(
-            f"--extra_data {path}: class {index} is {name!r}, that of --data_path {wanted!r}; give both the same "
+            f"--extra_data {path}: class {index} is {name!r}, in --data_path {wanted!r}: give both the same "
             "names in the same order"
         )
 
@@ -124,7 +124,7 @@ def check_split(
         workers: loader processes.
         decode_images: see check_frames.
         extra: what --extra_data names, if it is a split of that.
-        go_on: collect problems, of which that of a split without labels is one.
+        go_on: collect problems; a split without labels is one too.
     """
     share = check_frames(
         samples[distributed.rank() :: distributed.count()], split, classes, workers, decode_images, go_on
@@ -147,7 +147,7 @@ def print_check(data: DataSet, extra: Mapping[str, DataSet], workers: int) -> No
 
     Args:
         data: all of its splits are checked.
-        extra: those of --extra_data by their path, of which the train split is checked.
+        extra: the data sets of --extra_data by their path; their train splits are checked.
         workers: loader processes.
 
     Raises:

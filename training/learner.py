@@ -115,8 +115,8 @@ class Learner:
             colors: (n, 4), see augment.draw_colors.
 
         Returns:
-            The loss, whose mean over the processes is that of the whole batch, and the number of pixels in the whole
-            batch's main loss.
+            The loss, whose mean over the processes is the loss of the whole batch; and the number of pixels in the
+            whole batch's main loss.
         """
         options = self.options
         for group in self.optimizer.param_groups:

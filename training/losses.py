@@ -60,11 +60,7 @@ def _union_cross_entropy(logits: Tensor, targets: Tensor, valid: Tensor, unions:
 
 
 def upsampled_loss(
-    name: str,
-    logits: Tensor,
-    targets: Tensor,
-    align_corners: bool = False,
-    unions: Members = (),
+    name: str, logits: Tensor, targets: Tensor, align_corners: bool = False, unions: Members = ()
 ) -> tuple[Tensor, Tensor]:
     """Returns pixel_loss of logits that are upsampled to the targets' size, one image at a time.
 
@@ -200,10 +196,7 @@ def _binary_cross_entropy(logits: Tensor, targets: Tensor, valid: Tensor) -> Ten
 
 
 def cpu_upsampled_cross_entropy(
-    logits: Tensor,
-    targets: Tensor,
-    align_corners: bool = False,
-    unions: Members = (),
+    logits: Tensor, targets: Tensor, align_corners: bool = False, unions: Members = ()
 ) -> tuple[Tensor, Tensor]:
     """Returns the summed cross-entropy of one image's upsampled logits, and its gradient. For CPUs only.
 

@@ -82,14 +82,7 @@ def plot_curves(path: str | Path, history: Sequence[dict], title: str) -> None:
     best = max(history, key=deciding_score)
     at = best["epoch"], 100 * deciding_score(best)
     score.plot(*at, "o", color="C3", fillstyle="none")
-    score.annotate(
-        f"{at[1]:.2f}",
-        at,
-        xytext=(0, 7),
-        textcoords="offset points",
-        ha="center",
-        fontsize=8,
-    )
+    score.annotate(f"{at[1]:.2f}", at, xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
     score.set_title("validation scores, %")
     rate.plot(epochs, [row["lr"] for row in history], ".-", markersize=3)
     rate.set_title("learning rate at the end of the epoch")

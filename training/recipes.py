@@ -1,8 +1,7 @@
 """The flags of train.py, the recipes that set their defaults, and resuming.
 
-Each flag is declared once, in FLAGS: the parser, the checks, what a resumed run is compared by, and docs/usage.md come
-from there.
-"""
+Each flag is declared once, in FLAGS: the parser, its checks, Options and the comparison of resumed runs come from
+there.
 
 from __future__ import annotations
 
@@ -28,9 +27,9 @@ OPTIMIZERS = ("adam", "adamw", "muon", "sgd")
 
 
 class Flag(NamedTuple):
-    """One flag of train.py. Its type is that of the default; without one, it is text."""
+    """One flag of train.py. The default gives its type; without a default, it is text."""
 
-    default: object  # that of the original recipe
+    default: object  # of the original recipe
     help: str
     low: float = -math.inf  # numbers below are refused
     high: float = math.inf  # and above
@@ -48,7 +47,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "data_root": Flag(None, "with a .yaml file: the folder that its paths are relative to", metavar="DIR"),
         "extra_data": Flag(
             None,
-            "more data sets, of the same classes, whose train splits are added; twice: drawn twice as often",
+            "more data sets of the same classes to train on; repeat a name to sample it twice as often",
             metavar="DATA",
             decides=True,
             several=True,
@@ -56,7 +55,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "crop_h": Flag(1024, "crop height in training", low=MIN_SIZE, decides=True),
         "crop_w": Flag(2048, "crop width in training", low=MIN_SIZE, decides=True),
         "batch_size": Flag(12, "crops per step, over all processes", decides=True),
-        "save_step": Flag(5, "epochs between two writings of the val predictions", low=1),
+        "save_step": Flag(5, "write val predictions every N epochs", low=1),
         "epochs": Flag(100, "passes over the training split", low=1, decides=True),
         "scales": Flag("0.5,0.75,1,1.25,1.5,1.75,2", "crop scales: a list (0.5,1,2) or a range (0.5-2)", decides=True),
         "color_strength": Flag(0.0, "photometric distortion, from 0 (none) to 1", 0, 1, decides=True),
@@ -85,13 +84,13 @@ FLAGS: dict[str, dict[str, Flag]] = {
     "run": {
         "train_split": Flag("train", "frames to train on", choices=("train", "train+val"), decides=True),
         "init_weights": Flag(None, "start from these weights", metavar="FILE"),
-        "reset_head": Flag(False, "with --init_weights: begin with random scores if its classes are others"),
+        "reset_head": Flag(False, "with --init_weights: re-initialise the classifier if the classes differ"),
         "input_scale": Flag(
             1.0, "the network sees images enlarged by this; saved with the weights", 0.25, 8, decides=True
         ),
         "input_side": Flag(
             0,
-            "pictures, not crops, are resized to this longer side instead; saved with the weights; 0: they are not",
+            "at test time, resize pictures to this longer side (0: never); stored in the weights",
             *INPUT_SIDES,
             decides=True,
         ),
@@ -188,10 +187,9 @@ Options = dataclasses.make_dataclass(
 
 
 def build_parser(recipe: str = "original") -> argparse.ArgumentParser:
-    """Returns the parser of train.py, whose defaults are those of a recipe."""
+    """Returns the parser of train.py with the defaults of a recipe."""
     parser = argparse.ArgumentParser(
-        description="Train Fast-SCNN.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Train Fast-SCNN.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
@@ -279,7 +277,7 @@ def load_resumable(path: str) -> dict:
 
 
 def compare_settings(path: str, before: dict, now: dict) -> None:
-    """Names the settings that differ from those of the run that is resumed.
+    """Names the settings that differ from the run that is resumed.
 
     Raises:
         UserError: one of them decides the result.
@@ -307,7 +305,7 @@ def data_settings(classes: Classes, extra: Iterable[Classes], samples: Sequence[
 
     Args:
         classes: of --data_path.
-        extra: those of --extra_data.
+        extra: the classes of --extra_data.
         samples: the training frames.
     """
     extra = list(extra)

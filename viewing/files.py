@@ -42,7 +42,7 @@ def phone_picture_advice(path: Path) -> str:
 def is_text(path: Path) -> bool:
     """Returns whether a file holds nothing but text, which FFmpeg may draw as if on a terminal."""
     head = _head(path, 4096)
-    if head.startswith(b"YUV4MPEG2"):  # video of which only the first line is text
+    if head.startswith(b"YUV4MPEG2"):  # a video whose first line is text
         return False
     try:
         text = head.decode()

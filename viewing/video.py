@@ -28,7 +28,7 @@ FFMPEG = cv2.CAP_FFMPEG if cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG) else 
 _DAMAGED = "cannot be decoded"
 _INTERLACED = "cannot be shown by this OpenCV, since interlaced; convert the video, such as by "
 _FAILED_READS = 1000  # in a row mean the end of a file: without a key frame, a decoder may fail for hundreds
-_FAILED_CAMERA_READS = 5  # each of which may wait for ten seconds
+_FAILED_CAMERA_READS = 5  # each may wait for ten seconds
 STDERR = threading.Lock()  # held while stderr is redirected to nowhere: take it to print
 
 
@@ -56,7 +56,7 @@ def quiet() -> Iterator[list[str]]:
     """
     said: list[str] = []
     with STDERR, _scratch_file() as hidden:
-        if sys.stderr is None:  # it is closed, and its number may be that of any file
+        if sys.stderr is None:  # closed: its number may belong to any file
             yield said
             return
         sys.stderr.flush()

@@ -97,7 +97,7 @@ def sparse(confusion: np.ndarray) -> np.ndarray:
 
 
 def dense(entries: np.ndarray, count: int) -> np.ndarray:
-    """Returns the (K, K) matrix of which `entries` has what is not 0."""
+    """Returns the (K, K) matrix whose entries other than 0 are given."""
     confusion = np.zeros((count, count), np.int64)
     confusion[entries[:, 0], entries[:, 1]] = entries[:, 2]
     return confusion
@@ -189,7 +189,7 @@ def frame_table(
         classes: of the labels.
         samples: the frames.
         frames: the same, scored.
-        theirs: those of another report.
+        theirs: the frames of another report.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
