@@ -2,6 +2,7 @@
 
 Each flag is declared once, in FLAGS: the parser, its checks, Options and the comparison of resumed runs come from
 there.
+"""
 
 from __future__ import annotations
 
