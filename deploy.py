@@ -59,7 +59,7 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
 
 
 def check_agreement(
-    model: FastSCNN, network: Engine, images: Sequence[np.ndarray], least: float, sizes: Sequence[tuple[int, int]]
+    model: FastSCNN, engine: Engine, images: Sequence[np.ndarray], least: float, sizes: Sequence[tuple[int, int]]
 ) -> float:
     """Prints the share of pixels with PyTorch's label, at each (height, width) that the images are resized to.
 
@@ -72,11 +72,11 @@ def check_agreement(
     shares = []
     for height, width in sizes:
         resized = [cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) for image in images]
-        share = agreement(model, network, resized)
+        share = agreement(model, engine, resized)
         print(f"{height}x{width}: {100 * share:.3f} % of the pixels have PyTorch's label (at least {100 * least:g} %)")
         if share < least:
             raise UserError(
-                f"{network.name} agrees with PyTorch on {100 * share:.2f} % of the pixels, expected at least "
+                f"{engine.name} agrees with PyTorch on {100 * share:.2f} % of the pixels, expected at least "
                 f"{100 * least:g} %: nothing was written; take another precision, name more and better --pictures, or "
                 f"accept it with --least_agreement {math.floor(100 * share) / 100:g}"
             )
@@ -91,9 +91,9 @@ def web_aside(
     """Writes a site with the ONNX file in it; see site_aside, and exported_aside for the rest."""
     with (
         site_aside(site, weights, metadata, runtime) as path,
-        exported_aside(model, metadata, path, "onnx", images) as network,
+        exported_aside(model, metadata, path, "onnx", images) as engine,
     ):
-        yield network
+        yield engine
 
 
 def weights_metadata(loaded: dict) -> dict:
@@ -184,8 +184,8 @@ def main() -> int:
             aside = web_aside(model, metadata, site, weights.name, runtime, images)
         else:
             aside = exported_aside(model, metadata, output, args.format, images)
-    with aside as network:
-        share = check_agreement(model, network, images, least, [size] if size else DYNAMIC_SIZES)
+    with aside as engine:
+        share = check_agreement(model, engine, images, least, [size] if size else DYNAMIC_SIZES)
         metadata |= {"agreement": share, "least_agreement": least}
     if site:
         place = "the folder itself" if runtime else CDN

@@ -120,19 +120,19 @@ def open_outputs(
 def score(
     args: argparse.Namespace,
     samples: Sequence[Sample],
-    network: Engine,
+    engine: Engine,
     metadata: dict,
     writer: PredictionWriter | None,
     report: Report | None,
 ) -> int:
     """Scores a split, and writes what is asked for; returns the exit status."""
-    classes = network.classes
+    classes = engine.classes
     seen = seen_note(args.split, metadata.get("train_split", "train"))
     for note in (notes := list(filter(None, (train_ids_note(samples), seen)))):
         print(note)
     read = functools.partial(read_at_width, width=args.width) if args.width else read_pair
     outputs = [output for output in (writer, report) if output]
-    scores = evaluate(network, samples, classes, workers=args.workers, outputs=outputs, read=read)
+    scores = evaluate(engine, samples, classes, workers=args.workers, outputs=outputs, read=read)
     if writer:
         print(f"predictions: {writer.folder}")
     if not scores.confusion.any():
@@ -146,7 +146,7 @@ def score(
             weights=args.model_weight,
             data=args.data_path,
             split=args.split,
-            network=network.name,
+            network=engine.name,
             command=shlex.join(["evaluate.py", *sys.argv[1:]]),
             epoch=metadata.get("epoch"),
             note="; ".join(notes),
@@ -158,9 +158,9 @@ def score(
     return 1 if writer and writer.refused else 0
 
 
-def label(args: argparse.Namespace, samples: Sequence[Sample], network: Engine, writer: PredictionWriter) -> int:
+def label(args: argparse.Namespace, samples: Sequence[Sample], engine: Engine, writer: PredictionWriter) -> int:
     """Predicts the test split; returns the exit status."""
-    counts = label_pictures(network, samples, writer, workers=args.workers, keep=args.skip_existing)
+    counts = label_pictures(engine, samples, writer, workers=args.workers, keep=args.skip_existing)
     print(f"predictions: {writer.folder}: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
     return 1 if counts["left out"] else 0
 
@@ -179,7 +179,7 @@ def main() -> int:
         samples = data.find(args.split)
         if args.split != "test":  # there, a damaged picture is left out when it comes
             check_headers(samples)
-        network, metadata = load_engine(*chosen, data.classes, args.input_side)
+        engine, metadata = load_engine(*chosen, data.classes, args.input_side)
         writer, report = open_outputs(args, samples, data.classes)
         if report:
             stack.enter_context(report)
@@ -187,10 +187,10 @@ def main() -> int:
             stack.enter_context(writer.alone())
         epoch = f", epoch {metadata['epoch']}" if "epoch" in metadata else ""
         what = f"{args.split}: {len(samples)} frames{f' made {args.width} wide' if args.width else ''}"
-        print(f"{args.model_weight}{epoch} on {args.data_path}, {what}, {network.name}", flush=True)
+        print(f"{args.model_weight}{epoch} on {args.data_path}, {what}, {engine.name}", flush=True)
         if args.split == "test":
-            return label(args, samples, network, writer)
-        return score(args, samples, network, metadata, writer, report)
+            return label(args, samples, engine, writer)
+        return score(args, samples, engine, metadata, writer, report)
 
 
 if __name__ == "__main__":

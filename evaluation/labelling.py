@@ -44,14 +44,14 @@ class _Pictures(Dataset):
 
 @torch.inference_mode()
 def label_pictures(
-    network: Engine, samples: Sequence[Sample], writer: PredictionWriter, *, workers: int = 0, keep: bool = False
+    engine: Engine, samples: Sequence[Sample], writer: PredictionWriter, *, workers: int = 0, keep: bool = False
 ) -> dict[str, int]:
     """Labels pictures at their full size; of several processes, each writes its share, no picture twice.
 
     A picture that is damaged or too small is named on stderr and left out. Memory does not grow with their number.
 
     Args:
-        network: on any engine.
+        engine: of any backend.
         samples: the frames.
         writer: writes the predictions.
         workers: loader processes.
@@ -77,7 +77,7 @@ def label_pictures(
             if problem:
                 print(f"left out: {problem}", file=sys.stderr)
             elif image is not None:
-                train_ids = network.labels(image[None])[0].to(torch.uint8).cpu().numpy()
+                train_ids = engine.labels(image[None])[0].to(torch.uint8).cpu().numpy()
                 outcome = "labelled" if writer.write(*writer.encode_labels(sample, train_ids)) else "left out"
             counts[outcome] += 1
     totals = distributed.all_reduce_sum(torch.tensor(list(counts.values())))

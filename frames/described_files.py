@@ -58,8 +58,8 @@ def find_frames(layout: Layout, split: str) -> list[Sample]:
     read: that is only predicted.
 
     Raises:
-        UserError: a folder, list or picture is missing, a picture has no label, or two cannot be told apart.
-        UserError: a folder cannot be read.
+        UserError: a folder, list or picture is missing, a picture has no label, or two cannot be told apart;
+            or a folder cannot be read.
     """
     try:
         if split not in layout.splits:

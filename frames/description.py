@@ -1,6 +1,6 @@
 """Data sets by description: a YAML file in the convention of Ultralytics' semantic task, with some keys of ours.
 
-docs/datasets.md explains the keys. layout.py finds the files that a description names.
+docs/datasets.md explains the keys. described_files.py finds the files that a description names.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def open_data(path: str, root: str | None = None) -> DataSet:
         root: what --data_root names: a folder in place of the description's `path`.
 
     Raises:
-        UserError: the description is not as expected.
-        UserError: `root` is no folder, or `path` no description; or PyYAML is missing.
+        UserError: the description is not as expected, `root` is no folder, `path` no description, or PyYAML is
+            missing.
     """
     if path.lower().endswith((".yaml", ".yml")):
         return _described(path, root)

@@ -77,8 +77,7 @@ def find_unions(options: Options, samples: Iterable[Sample], classes: int) -> Un
     """Returns the unions of the training frames' labels.
 
     Raises:
-        UserError: --loss cannot learn them.
-        UserError: there are too many.
+        UserError: --loss cannot learn them, or there are too many.
     """
     unions = Unions.of({sample.labels for sample in samples}, classes)
     if unions.members and options.loss == "bce":

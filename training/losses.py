@@ -2,8 +2,8 @@
 
 Pixels of IGNORE_INDEX count nowhere; if all pixels are ignored the sum is zero, with zero gradients, never NaN.
 
-With `unions`, a target of K + u, for K classes, means any class of unions[u]: see unions.py. Such a pixel is learnt by
-the sum of their probabilities.
+With `unions`, a target of K + u, for K classes, means any class of unions[u]; see frames/unions.py. Such a pixel
+is learnt by the sum of their probabilities.
 """
 
 from __future__ import annotations
