@@ -126,6 +126,24 @@ def test_the_loss_is_what_the_flags_say(unions: tuple[tuple[int, ...], ...]) -> 
     assert len(inner) == 2 and pixels == (targets != 255).sum()
 
 
+@pytest.mark.parametrize("loss", ["bce", "ohem"])
+def test_the_flag_chooses_the_loss(loss: str) -> None:
+    """A --loss that is read and then forgotten."""
+    made, (images, targets, _) = learner("--loss", loss), batch()
+    with torch.no_grad():
+        made.model.classifier.conv.weight.mul_(50)  # easy pixels too
+    for module in made.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    found, _ = made.loss(images, targets, UNCHANGED.expand(2, 4))
+    (logits,) = made.model.logits(normalise(images))
+    full = F.interpolate(logits, targets.shape[1:], mode="bilinear")
+    expected, count = pixel_loss(loss, full, targets.long())
+    torch.testing.assert_close(found, expected / count)
+    plain, pixels = pixel_loss("cross_entropy", full, targets.long())
+    assert abs(float(found - plain / pixels)) > 0.01
+
+
 def test_batches_arrive_as_they_were() -> None:
     """A batch that is left behind, or comes twice, where they are copied ahead."""
     batches = [batch(seed) for seed in range(3)]

@@ -351,3 +351,23 @@ def test_training_needs_no_posix_system(frames, tmp_path, monkeypatch) -> None:
     assert train(frames, tmp_path / "out", "--epochs", 1).returncode == 0
     result = train(frames, tmp_path / "cached", "--epochs", 1, "--cache", tmp_path / "cache")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("loss", ["bce", "ohem"])
+def test_other_losses_train(frames, tmp_path, loss: str) -> None:
+    """A loss that fails at its first step."""
+    result = train(frames, tmp_path, "--epochs", 1, "--loss", loss)
+    assert result.returncode == 0 and loss in result.stdout, result.stderr
+    assert math.isfinite(float(read_csv(tmp_path / "32_64_statistics.csv")[0]["train_loss"]))
+
+
+def test_tensorboard_gets_every_column(frames, tmp_path) -> None:
+    """Events that no board shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train(frames, tmp_path, "--epochs", 2, "--tensorboard").returncode == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    rows = read_csv(tmp_path / "32_64_statistics.csv")
+    assert set(events.Tags()["scalars"]) == rows[0].keys() - {"epoch"}
+    written = [event.value for event in events.Scalars("class_miou")]
+    assert written == pytest.approx([float(row["class_miou"]) for row in rows], abs=1e-6)
