@@ -18,7 +18,7 @@ def learning_rate(step: int, steps: int, peak: float, power: float = 0.0, warmup
         warmup_steps: length of the warm-up.
     """
     warmup = min(1.0, (step + 1) / (warmup_steps + 1))
-    return warmup * peak * (1 - step / steps) ** power
+    return warmup * (peak * (1 - step / steps) ** power)
 
 
 def scaled_rate(lr: float, batch: int, base_batch: int) -> float:
