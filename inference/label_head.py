@@ -55,7 +55,7 @@ def labels_from_logits(logits: Tensor, size: Sequence[int], align_corners: bool 
     """Returns the class with the highest logit, after bilinear interpolation, of each pixel.
 
     On a CPU it is the highest in double precision, and the lowest class of equal ones. On other devices, for more than
-    256 classes and for logits that are not finite, it is that of `F.interpolate(...).argmax(1)` in single precision.
+    256 classes and for logits that are not finite, it is `F.interpolate(...).argmax(1)` in single precision.
 
     Args:
         logits: (N, K, h, w).
@@ -96,8 +96,7 @@ def _labels_of_image(logits: Tensor, height: int, width: int, align_corners: boo
     mixed = _is_mixed(highest).nonzero()
     for cells in mixed.split(CELLS_AT_ONCE) if len(mixed) else ():
         close = _decide_cells(planes, *cells.unbind(1), rows, columns, labels)
-        if len(close):
-            _decide_exactly(planes, close, rows, columns, labels)
+        _decide_exactly(planes, close, rows, columns, labels)
     return labels[None]
 
 
@@ -186,8 +185,8 @@ def _two_highest(values: Tensor, names: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _decide_exactly(planes: Tensor, pixels: Tensor, rows: Axis, columns: Axis, labels: Tensor) -> None:
-    """Writes the labels of the pixels with these indices in double precision; for the others see _decide_cells."""
-    for some in pixels.split(CANDIDATES_AT_ONCE):
+    """Writes the labels of P pixels in double precision, with all classes; arguments as for _decide_cells."""
+    for some in pixels.split(CANDIDATES_AT_ONCE) if len(pixels) else ():
         y, x = some.div(labels.shape[1], rounding_mode="floor"), some % labels.shape[1]
         corners = _corners(rows.cell[y], columns.cell[x], planes.shape[2])
         a, b, c, d = planes.flatten(1)[:, corners].double().unbind(1)  # (K, P)
