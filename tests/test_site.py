@@ -312,15 +312,15 @@ def javascript_labels(jobs: list, tmp_path: Path, request: pytest.FixtureRequest
 
 def test_the_head_in_javascript_is_the_one_in_python(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Labels of other pixels at margins, at near-ties, at sizes that 8 does not divide, or by other weights."""
-    kinds = ["noise", "blobs", "ties", "near ties"]
+    kinds = ["noise", "blobs", "ties", "near ties", "equal classes"]
     sizes = [(120, 160), (113, 155), (63, 250)]
     jobs = [
         (make_logits(seed, (1, 19, -(-size[0] // 8), -(-size[1] // 8)), kind)[0], size, align_corners)
         for seed, (kind, size) in enumerate((kind, size) for kind in kinds for size in sizes)
         for align_corners in (False, True)
     ]
-    near = make_logits(97, (1, 19, 15, 20), "equal classes")[0]
-    jobs += [(near, (113, 155), align_corners) for align_corners in (False, True)]
+    thirds = make_logits(97, (1, 19, 20, 30), "ties")[0]  # by thirds, equal values round to unequal ones
+    jobs += [(thirds, (60, 90), False), (thirds, (58, 88), True)]
     jobs.append((make_logits(99, (1, 255, 9, 30), "noise")[0], (64, 200), False))
     jobs.append((make_logits(98, (1, 2, 40, 60), "noise")[0], (33, 130), False))  # fewer pixels than logits
     for (logits, size, align_corners), found in zip(jobs, javascript_labels(jobs, tmp_path, request), strict=True):

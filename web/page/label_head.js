@@ -1,9 +1,9 @@
-// The label head: from logits at 1/8 to the label of every pixel, as inference/label_head.py computes it.
+// The label head: from logits at 1/8 to the label of every pixel, the same labels as inference/label_head.py gives.
 //
-// The pixels between four neighbouring logits form a cell, about 8x8 pixels. Bilinear interpolation is a convex
-// combination of the four. Where all four have the same highest class, every pixel of the cell has that class; elsewhere
-// only a class whose highest corner reaches the best lowest corner of any class can win, mostly one of two or three. A
-// label is the class with the highest value in double precision, the lowest class of equal ones.
+// The label of a pixel is the class with the highest value of the bilinear interpolation of the float32 logits, computed
+// in double precision; the lowest of equal ones. The pixels between the same four logits form a cell, drawn in
+// inference/label_head.py. Where one class is the highest at all four, every pixel of the cell has that class; elsewhere
+// only a class whose highest corner reaches the best lowest corner of any class can win, mostly one of two or three.
 //
 // This file needs nothing of a browser: node runs it too.
 
@@ -14,7 +14,7 @@ function layOut(length, size, alignCorners) {
   const weight = new Float64Array(size);
   for (let i = 0; i < size; i += 1) {
     const place = alignCorners ? (i * (length - 1)) / Math.max(size - 1, 1) : ((i + 0.5) * length) / size - 0.5;
-    const before = Math.min(Math.floor(place), length - 1);
+    const before = Math.floor(place);
     first[i] = Math.max(before, 0);
     second[i] = Math.min(before + 1, length - 1);
     weight[i] = place - before;
@@ -101,7 +101,8 @@ export function labelsFromLogits(logits, shape, size, alignCorners) {
   return labels;
 }
 
-// Which of several classes, each with its values at four corners, is the highest at a pixel with these weights.
+// Which of several classes, each with its values at four corners, is the highest at a pixel with these weights. The
+// order of the operations is that of Python, so that both give the same label where two values are almost equal.
 function highestAt(values, down, across) {
   let best = -Infinity;
   let winner = 0;
