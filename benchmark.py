@@ -103,8 +103,8 @@ def inference_groups(args: argparse.Namespace, folder: Path, load: Load | None) 
             heads = label_head_rows(engines[0], model.align_corners, image, args.repeats, load)
             yield "label head", heads
             for head in heads:
-                same = "every label equal" if head["same"] else "labels differ (only exact ties may)"
-                print(f"{head['name']}: {100 * head['mixed_share']:.1f} % of the cells are mixed, {same}")
+                mixed = f"{100 * head['mixed_share']:.1f} % of the cells are mixed"
+                print(f"{head['name']}: {mixed}, {head['differing']} labels differ from the baseline's (near-ties)")
     if torch.cuda.is_available():
         yield from gpu_rows(model, scene, args.repeats, args.quick)
     else:

@@ -1,1 +1,1 @@
-"""Inference: from a weight file to labels. Loading, engines, precision, the exact label head, the predictor."""
+"""From a weight file to labels: loading, engines, export, the label head, the predictor."""

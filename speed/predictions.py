@@ -192,8 +192,8 @@ HEADS = ("interpolate + argmax(1)", "label head", "interpolate + max(1).indices"
 
 
 @torch.inference_mode()
-def _open_label_head(align_corners: bool) -> tuple[float, list[bool]]:
-    """Adds HEADS to `stages`, for the logits of the image; returns the share of mixed cells, and which labels agree."""
+def _open_label_head(align_corners: bool) -> tuple[float, list[int]]:
+    """Adds HEADS to `stages`, for the logits of the image; returns the share of mixed cells, and how many labels differ from the first's."""
     (image,) = _image
     size = image.shape[:2]
     logits = stages["network"](image)
@@ -208,7 +208,7 @@ def _open_label_head(align_corners: bool) -> tuple[float, list[bool]]:
     )
     stages.update(zip(HEADS, heads, strict=True))
     expected = heads[0](image)
-    return mixed_share(logits), [bool((head(image) == expected).all()) for head in heads]
+    return mixed_share(logits), [int((head(image) != expected).sum()) for head in heads]
 
 
 def label_head_rows(
@@ -219,11 +219,11 @@ def label_head_rows(
     With a load, interpolation and argmax, with which the others are compared, have a row too.
     """
     baseline.call(show, image)
-    mixed, same = baseline.call(_open_label_head, align_corners)
+    mixed, different = baseline.call(_open_label_head, align_corners)
     figures = measure([functools.partial(baseline.call, seconds_of, head) for head in HEADS], repeats, load)
     size = image.shape[:2]
     rows = []
-    for head, agrees, row in zip(HEADS, same, figures, strict=True):
-        what = {"batch": 1, "device": "cpu", "mixed_share": mixed, "same": agrees, **row}
+    for head, differing, row in zip(HEADS, different, figures, strict=True):
+        what = {"batch": 1, "device": "cpu", "mixed_share": mixed, "differing": differing, **row}
         rows.append(make_row(f"{head}, scene, {size[0]}x{size[1]}", "label-head", "torch", "fp32", size, **what))
     return rows if load else rows[1:]

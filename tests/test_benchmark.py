@@ -126,7 +126,7 @@ def test_rows_have_the_promised_keys(engines, weights) -> None:
     heads = [f"{name}, scene, 64x96" for name in ("label head", "interpolate + max(1).indices")]
     assert [row["name"] for row in rows] == ["torch fp32, 64x96"] * 2 + heads
     assert all(row.keys() >= KEYS and row["ratio"] > 0 and row["device"] == "cpu" for row in rows)
-    assert all(row["same"] and 0 <= row["mixed_share"] <= 1 for row in rows[2:])
+    assert all(row["differing"] < 10 and 0 <= row["mixed_share"] <= 1 for row in rows[2:])
     assert not any("loaded_median_ms" in row for row in rows)
 
 
