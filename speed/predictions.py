@@ -193,7 +193,7 @@ HEADS = ("interpolate + argmax(1)", "label head", "interpolate + max(1).indices"
 
 @torch.inference_mode()
 def _open_label_head(align_corners: bool) -> tuple[float, list[int]]:
-    """Adds HEADS to `stages`, for the logits of the image; returns the share of mixed cells, and how many labels differ from the first's."""
+    """Adds HEADS to `stages`; returns the share of mixed cells, and how many labels differ from the first's."""
     (image,) = _image
     size = image.shape[:2]
     logits = stages["network"](image)
