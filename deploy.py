@@ -9,6 +9,8 @@ import argparse
 import contextlib
 import hashlib
 import math
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -53,8 +55,14 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
     """
     writable_folder(output.absolute().parent)
     for file in exported_files(output):
-        if file.is_dir():
-            raise UserError(f"{file} is a folder, expected a file to write; choose another --output")
+        try:
+            mode = os.stat(file).st_mode
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"--output {file} cannot be written ({error.strerror}): choose another name") from None
+        if stat.S_ISDIR(mode):
+            raise UserError(f"--output {file} is a folder, expected the name of a file")
         refuse_input(file, "--output", inputs)
 
 

@@ -175,6 +175,7 @@ class Viewer:
         self.skipped = 0
         self.unwritten = 0  # of the frames: no file could be written
         self.inputs = set(map(file_key, inputs_of(source, args.model_weight))) - {None}
+        self.files = {sample.name: sample.image for sample in source.samples}
         self.problems: list[str] = []
         self.notes: dict[str, list[str]] = {}  # what was converted, in which pictures
         # The frames of a video have one size: the same panels, and a legend of all classes.
@@ -209,7 +210,7 @@ class Viewer:
             if self.source.moving and not self.frames:  # the others are of the same size
                 raise UserError(f"{item.name}: {reason}") from None
             self.skipped += 1
-            self.report_problem(f"{item.name}: {reason}")
+            self.report_problem(f"{self.files.get(item.name, item.name)}: {reason}")
             return None
         self.frames += 1
         if item.label is not None:

@@ -210,7 +210,7 @@ def test_bad_files_are_refused(case: str, tmp_path: Path, monkeypatch: pytest.Mo
         ({"names": {1: "a", 2: "b"}}, "names|0"),
         ({"names": {"a": 0, "b": 1}}, "names|a|{0: road, 1: sidewalk}"),
         ({"names": []}, "names|[]"),
-        ({"names": "road"}, "names|[]"),
+        ({"names": "road"}, "names|road"),
         ({"names": [f"c{i}" for i in range(256)]}, "255"),
         ({"names": None, "nc": 10**12}, "255"),
         ({"names": None, "nc": 0}, "nc|0"),
