@@ -40,7 +40,7 @@ def test_picture_of_another_size_costs_only_itself(frames, fixed_size, tmp_path)
     cv2.imwrite(str(tmp_path / "in" / "a.png"), np.zeros((64, 64, 3), np.uint8))
     result = view(frames, fixed_size, tmp_path, "--input_pic", "in")
     assert result.returncode == 0, result.stderr
-    assert "skipped: a: " in result.stderr and all(str(noun) in result.stderr for noun in ("64x96", "64x64"))
+    assert "a.png" in result.stderr and all(str(noun) in result.stderr for noun in ("64x96", "64x64"))
     assert "2 frames, 1 skipped" in result.stdout and len(list(tmp_path.glob("viewer_results/*"))) == 2
     assert_user_error(view(frames, fixed_size, tmp_path, "--input_pic", "in/a.png"), "64x96")
     (tmp_path / "only").mkdir()
