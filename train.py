@@ -84,6 +84,7 @@ def train(options: Options, device: torch.device) -> int:
     if state:
         history, best = resume(learner, files, state)
         print(f"resumed after epoch {len(history)} of {options.resume}", flush=True)
+    del state  # weights, optimizer and best weights, a second time
     stop = StopSignal()
 
     def check_stop() -> None:

@@ -14,6 +14,7 @@ import os
 import pickle
 import platform
 import re
+import select
 import signal
 import struct
 import sys
@@ -367,6 +368,15 @@ def count_parameters_and_macs(model: nn.Module, height: int, width: int) -> tupl
     return sum(parameter.numel() for parameter in model.parameters()), int(macs)
 
 
+class _Waiting(io.FileIO):
+    """A file that waits for room where its descriptor does not."""
+
+    def write(self, data: bytes | memoryview) -> int:
+        while (written := super().write(data)) is None:
+            select.select([], [self], [])
+        return written
+
+
 class _Steady(io.TextIOWrapper):
     """A text stream that drops what cannot be delivered: to a closed pipe, a full disk, a terminal that is gone."""
 
@@ -403,13 +413,17 @@ def steady_streams() -> Iterator[None]:
 def _steady(stream: TextIO | None) -> TextIO:
     """Returns a stream to the same place that never fails; None, which a closed descriptor becomes, leads nowhere."""
     try:
-        raw = io.FileIO(stream.fileno() if stream else os.devnull, "w", closefd=not stream)
+        raw = _Waiting(stream.fileno() if stream else os.devnull, "w", closefd=not stream)
     except OSError:  # in memory, as in a test or a notebook
         return stream
     with contextlib.suppress(AttributeError, OSError):
         stream.flush()
-    encoding, buffered = getattr(stream, "encoding", "utf-8"), getattr(stream, "line_buffering", False)
-    return _Steady(io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=buffered)
+    encoding = getattr(stream, "encoding", "utf-8")
+    # Names of files that are not UTF-8 are copied as they came where the stream does so (the C locale).
+    copied = encoding == "utf-8" and getattr(stream, "errors", "") == "surrogateescape"
+    by_line = getattr(stream, "line_buffering", False) or getattr(stream, "write_through", False)
+    errors = "surrogateescape" if copied else "backslashreplace"
+    return _Steady(io.BufferedWriter(raw), encoding, errors=errors, line_buffering=by_line)
 
 
 def printable(text: str) -> str:
@@ -424,7 +438,7 @@ def quoted(value: object) -> str:
 
 
 class _DType:
-    """What `scalar` needs of a numpy.dtype: its code, and the order of the bytes."""
+    """What `_scalar` needs of a numpy.dtype: its code, and the order of the bytes."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = True):
         if code not in _NUMBERS and not re.fullmatch(r"[US][0-9]+", str(code)):

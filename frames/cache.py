@@ -1,8 +1,9 @@
 """A cache of decoded frames: memory-mapped images and train ids, so that no epoch decodes a PNG.
 
-Each frame is one .npy file that is named by a hash of what it holds: size and modification time of picture and label,
-and what the label's values mean. A frame of another state of the data is therefore not found, and is made again; files
-of earlier states stay until the folder is removed. Files are written aside and renamed: a file that is there is whole.
+Each frame is one .npy file that is named by a hash of what it holds: path, size and modification time of picture and
+label, and what the label's values mean. A frame of another state of the data is therefore not found, and is made again;
+files of earlier states stay until the folder is removed. Files are written aside and renamed: a file that is there is
+whole.
 """
 
 from __future__ import annotations
@@ -30,32 +31,13 @@ _FILE = re.compile(r"[0-9a-f]{32}\.npy")
 
 
 class Cache(NamedTuple):
-    """Decoded frames in a folder; `read` replaces samples.read_pair, in loader workers too."""
+    """Decoded frames in a folder; `read` replaces samples.read_pair, in loader workers too.
 
-    folder: Path
+    Attributes:
+        paths: the file of each frame.
+    """
 
-    def path(self, sample: Sample) -> Path:
-        """Returns the file of a frame.
-
-        Raises:
-            UserError: picture or label cannot be read.
-        """
-        state: list[object] = [sample.labels.digest]
-        for path in (sample.image, sample.label):
-            try:
-                status = os.stat(path) if path else None
-            except OSError as error:
-                raise UserError(f"cannot read {path} ({error.strerror}): get it again") from None
-            state.append(status and (os.path.realpath(path), status.st_size, status.st_mtime_ns))
-        return self.folder / f"{hashlib.sha256(repr(state).encode()).hexdigest()[:32]}.npy"
-
-    def has(self, sample: Sample) -> bool:
-        """Returns whether the file of a frame is there, as long as its header says."""
-        try:
-            np.load(self.path(sample), mmap_mode="r")
-        except (OSError, ValueError):
-            return False
-        return True
+    paths: dict[Sample, Path]
 
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """Returns (H, W, 3) RGB uint8 and (H, W) uint8 train ids, read from disk only where they are accessed.
@@ -65,27 +47,38 @@ class Cache(NamedTuple):
         Raises:
             UserError: the frame is not in the cache.
         """
-        path = self.path(sample)
         try:
+            path = self.paths[sample]
             rows = np.asarray(np.load(path, mmap_mode="c"))  # (4 * H, W): three quarters are the image
-        except (OSError, ValueError) as error:
-            raise UserError(f"the cache lacks {sample.image} ({path}: {error}): start again, and it is made") from None
+        except (KeyError, OSError, ValueError, EOFError) as error:
+            raise UserError(f"the cache lacks {sample.image} ({error}): start again, and it is made") from None
         height, width = len(rows) // 4, rows.shape[1]
         return rows[: 3 * height].reshape(height, width, 3), rows[3 * height :]
 
-    def write(self, sample: Sample) -> None:
-        """Decodes a frame and writes its file.
 
-        Raises:
-            UserError: picture or label is damaged, or the file cannot be written.
-        """
-        path = self.path(sample)
-        image, label = read_pair(sample)
-        content = io.BytesIO()
-        np.save(content, np.concatenate([image.reshape(-1, label.shape[1]), label]))
-        if self.path(sample) != path:
-            raise UserError(f"{sample.image} or its label changed while it was read: start again")
-        write_file(path, content.getbuffer())
+def _name(sample: Sample) -> str:
+    """Returns the name of a frame's file.
+
+    Raises:
+        UserError: picture or label cannot be read.
+    """
+    state: list[object] = [sample.labels.digest]
+    for path in (sample.image, sample.label):
+        try:
+            status = os.stat(path) if path else None
+        except OSError as error:
+            raise UserError(f"cannot read {path} ({error.strerror}): get it again") from None
+        state.append(status and (os.path.realpath(path), status.st_size, status.st_mtime_ns))
+    return f"{hashlib.sha256(repr(state).encode()).hexdigest()[:32]}.npy"
+
+
+def _is_whole(path: Path) -> bool:
+    """Returns whether a file is there, as long as its header says."""
+    try:
+        np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return True
 
 
 def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, free: int | None = None) -> Cache:
@@ -104,27 +97,27 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
         UserError: the disk is too small or cannot be written to, the folder holds something else, or a frame of the
             data set is damaged.
     """
-    cache = Cache(Path(folder))
-    samples = list(dict.fromkeys(samples))
-    if all(map(cache.has, samples)):
+    folder = Path(folder)
+    cache = Cache({sample: folder / _name(sample) for sample in samples})
+    if all(map(_is_whole, cache.paths.values())):
         return cache
-    writable_folder(cache.folder)
+    writable_folder(folder)
+    if (folder / "index.json").exists():
+        raise UserError(f"--cache {folder} is a cache of an earlier version: remove it, or name another folder")
     foreign = next((name for name in os.listdir(folder) if is_data(name) and not _FILE.fullmatch(name)), None)
     if foreign:
-        raise UserError(
-            f"--cache {folder} holds {foreign}, which is no frame of a cache: name a missing or empty folder"
-        )
-    with locked(cache.folder, wait=True):
-        missing = [sample for sample in samples if not cache.has(sample)]  # another process may have built it by now
+        raise UserError(f"--cache {folder} holds {foreign}, expected a cache: name a missing or empty folder")
+    with locked(folder, wait=True):
+        # Another process may have built it by now.
+        missing = {sample: path for sample, path in cache.paths.items() if not _is_whole(path)}
         if not missing:
             return cache
-        for left in cache.folder.glob(".*.tmp"):
-            left.unlink()
-        needed = _needed_space(cache.folder, missing, free)
-        print(
-            f"cache {folder}: {len(missing)} of {len(samples)} frames to decode, {needed / 2**30:.2f} GiB", flush=True
-        )
-        loader = frame_loader(_Build(cache, missing), workers, batch_size=None, collate_fn=as_it_is)
+        for left in folder.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+        needed = _needed_space(folder, list(missing), free)
+        size = f"{needed / 2**30:.2f} GiB"
+        print(f"cache {folder}: {len(missing)} of {len(cache.paths)} frames to decode, {size}", flush=True)
+        loader = frame_loader(_Build(missing), workers, batch_size=None, collate_fn=as_it_is)
         with naming_dead_workers(loader):
             for _ in tqdm(loader, f"cache {folder}", disable=None, unit="frame", leave=False):
                 pass
@@ -134,15 +127,20 @@ def open_cache(folder: str | Path, samples: Sequence[Sample], workers: int = 0, 
 class _Build(Dataset):
     """Frames to decode; an item is written when it is asked for."""
 
-    def __init__(self, cache: Cache, samples: list[Sample]):
-        self.cache = cache
-        self.samples = samples
+    def __init__(self, paths: dict[Sample, Path]):
+        self.paths = list(paths.items())
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> int:
-        self.cache.write(self.samples[index])
+        sample, path = self.paths[index]
+        image, label = read_pair(sample)
+        content = io.BytesIO()
+        np.save(content, np.concatenate([image.reshape(-1, label.shape[1]), label]))
+        if _name(sample) != path.name:
+            raise UserError(f"{sample.image} or its label changed while it was read: start again")
+        write_file(path, content.getbuffer(), durable=True)
         return index
 
 

@@ -1,7 +1,4 @@
-"""Frames on disk: where pictures and labels lie, and reading both.
-
-Images are RGB uint8; labels are train ids in memory, in files what their LabelFormat says; sizes are (height, width).
-"""
+"""The Cityscapes layout: where pictures and labels lie, and which belong together."""
 
 from __future__ import annotations
 

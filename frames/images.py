@@ -147,7 +147,10 @@ def check_values(path: str | Path, found: np.ndarray, labels: LabelFormat) -> No
 def _read_file(path: str | Path, what: str) -> np.ndarray:
     """Returns the bytes of a file."""
     _refuse_irregular(path, what)
-    return np.fromfile(path, np.uint8)
+    try:
+        return np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise UserError(f"cannot read the {what} {path} ({error.strerror}): get it again or remove it") from None
 
 
 def _decode(path: str | Path, flags: int, what: str, data: np.ndarray | None = None) -> np.ndarray:
@@ -243,11 +246,14 @@ def png_header(path: Path, what: str) -> tuple[int, int, int, int] | None:
         UserError: the file cannot be read, is empty or truncated; `what` it should hold is named.
     """
     _refuse_irregular(path, what)
-    with open(path, "rb") as file:
-        head = file.read(26)
-        if head and not head.startswith(b"\x89PNG"):
-            return None
-        whole = len(head) == 26 and png_end(file)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(26)
+            if head and not head.startswith(b"\x89PNG"):
+                return None
+            whole = len(head) == 26 and png_end(file)
+    except OSError as error:
+        raise UserError(f"cannot read the {what} {path} ({error.strerror}): get it again or remove it") from None
     if not whole:
         raise UserError(f"the {what} {path} is empty or truncated; get it again")
     return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big"), head[24], head[25]

@@ -1,4 +1,4 @@
-"""Loader workers: frames that other processes read, their check before a run, and what is said when a process dies."""
+"""Loader workers: frames that other processes read, and what is said when a process dies."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def naming_dead_workers(loader: DataLoader) -> Iterator[None]:
         for one in chain:  # ends the other workers now: later, theirs would be a death in the middle of anything
             traceback.clear_frames(one.__traceback__)
         raise UserError(
-            f"loader worker {found[1]} died ({found[2].strip()}): if memory ran out, use fewer --workers; else find "
-            "the file that crashes it with --workers 0"
+            f"loader worker {found[1]} died ({found[2].strip()}): if memory ran out, use fewer --workers; else "
+            "train.py --check on half of the data finds a file that a decoder cannot bear"
         ) from None
 
 

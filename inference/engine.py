@@ -78,9 +78,7 @@ def check_precision(backend: str, precision: str) -> None:
         instead = "; use openvino on a CPU, torch-graph on a GPU" if backend == "torch-compile" else ""
         raise UserError(f"--backend is {backend}, expected one of {choices}{instead}")
     if precision not in PRECISIONS[backend]:
-        raise UserError(
-            f"--precision is {precision}, expected one of {', '.join(PRECISIONS[backend])} for --backend {backend}"
-        )
+        raise UserError(f"--precision is {precision}, expected one of {', '.join(PRECISIONS[backend])} for {backend}")
 
 
 def backend_of(path: str | Path) -> str | None:
@@ -99,8 +97,7 @@ def require(name: str, backend: str) -> Any:
     except ImportError:
         package = name.split(".")[0]
         raise UserError(
-            f"--backend {backend} needs the package {package}, which is not installed: pip install -r "
-            "requirements-deploy.txt"
+            f"{backend} needs the package {package}, which is not installed: pip install -r requirements-deploy.txt"
         ) from None
 
 

@@ -174,8 +174,7 @@ def test_other_files_of_a_label_folder_are_no_labels(tmp_path: Path, capsys: pyt
     put(tmp_path, "img/a_im.png", "gt/a_ids.png", "gt/a_color.png", "gt/b_ids.png", "img/notes.png")
     opened(tmp_path, train="img", masks_dir={"img": "gt"}, label_suffix={"_im.png": "_ids.png"}).find("train")
     first, second = capsys.readouterr().err.splitlines()
-    assert first.endswith("left out, because they end as no key of label_suffix: 1")
-    assert second.endswith("labels without a picture: 1")
+    assert "label_suffix" in first and first.endswith(": 1") and second.endswith(": 1")
 
 
 def test_viewer_sample_without_a_label(one: Path) -> None:

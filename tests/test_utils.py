@@ -156,6 +156,7 @@ def test_work_is_done_whatever_becomes_of_the_output(streams: str, tmp_path) -> 
         ("ascii", "strict", rb"Lov\xe1sz \u4f60 \udcff"),
         ("utf-8", "strict", b"Lov\xc3\xa1sz \xe4\xbd\xa0 \\udcff"),
         ("ascii", "surrogateescape", rb"Lov\xe1sz \u4f60 \udcff"),
+        ("utf-8", "surrogateescape", b"Lov\xc3\xa1sz \xe4\xbd\xa0 \xff"),  # the C locale: names as they came
     ],
 )
 def test_what_a_terminal_cannot_show_is_escaped(encoding, errors, printed, tmp_path, monkeypatch) -> None:

@@ -19,6 +19,7 @@ from web.report_data import FORMAT, Frame
 
 PREFIX = b"window.reportData = "
 END = b";\n"
+TEXTS = ("weights", "data", "split", "network", "command", "note", "date")
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ class ComparedReport:
         data = _load(Path(folder))
         try:
             _check_same(folder, data, classes, samples)
-            about = {key: printable(value) if isinstance(value, str) else value for key, value in data["about"].items()}
+            about = {key: printable(str(data["about"][key])) for key in TEXTS}
+            about["epoch"] = data["about"]["epoch"] if type(data["about"]["epoch"]) is int else None
             frames = [_read_frame(frame, len(classes)) for frame in data["frames"]]
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, zlib.error) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, zlib.error) as error:
             reason = printable(f"{type(error).__name__}: {error}")[:80]
             raise UserError(f"--compare {folder}: data.js is damaged ({reason}): write that report again") from None
         other = cls(about, frames)
@@ -87,20 +89,27 @@ def read_picture(folder: str | Path, index: int, kind: str) -> bytes:
         UserError: it is missing, or no WebP file.
     """
     path = Path(folder) / picture_name(index, kind)
-    content = path.read_bytes() if path.is_file() else b""
+    content = _content(folder, path)
     if content[:4] + content[8:12] != b"RIFFWEBP":
         raise UserError(f"--compare {folder}: {path.name} is no WebP picture: write that report again")
     return content
 
 
+def _content(folder: str | Path, path: Path) -> bytes:
+    """Returns the content of a file, empty if it is missing or no regular file."""
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise UserError(f"--compare {folder}: {path.name} cannot be read ({error.strerror})") from None
+
+
 def _load(folder: Path) -> dict:
     """Returns the data of a report, without executing the script that they are."""
-    path = folder / "data.js"
-    content = path.read_bytes() if path.is_file() else b""
+    content = _content(folder, folder / "data.js")
     if not content.startswith(PREFIX) or not content.endswith(END):
         raise UserError(f"--compare {folder}: data.js is missing or truncated: name the folder of a report")
     try:
-        data = json.loads(content[len(PREFIX) : -len(END)])
+        data = json.loads(content[len(PREFIX) : -len(END)], parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         reason = printable(str(error))[:80]
         raise UserError(f"--compare {folder}: data.js is damaged ({reason}): write that report again") from None
@@ -108,6 +117,10 @@ def _load(folder: Path) -> dict:
     if found != FORMAT:
         raise UserError(f"--compare {folder}: data.js has version {found!r:.40}, expected {FORMAT}: write it again")
     return data
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
 
 
 def _check_same(folder: str | Path, data: dict, classes: Classes, samples: Sequence[Sample]) -> None:
@@ -124,9 +137,9 @@ def _check_same(folder: str | Path, data: dict, classes: Classes, samples: Seque
     for index, (frame, sample) in enumerate(zip(frames, samples, strict=True)):
         found = str(frame["folder"]), str(frame["name"])
         if found != (printable(sample.folder), printable(sample.name)):
-            there = printable("/".join(filter(None, found)))[:80]
+            there, here = (printable("/".join(filter(None, one)))[:80] for one in (found, (sample.folder, sample.name)))
             raise UserError(
-                f"--compare {folder}: frame {index + 1} is {there!r} there and {sample.name!r} here: compare equal data"
+                f"--compare {folder}: frame {index + 1} is {there!r} there and {here!r} here: compare equal data"
             )
 
 
@@ -135,9 +148,11 @@ def _read_frame(frame: dict, count: int) -> Frame:
     size, shown = (tuple(map(int, frame[key])) for key in ("size", "shown"))
     confusion = np.array(frame["confusion"], np.int64).reshape(-1, 3)
     labels = base64.b64decode(frame["labels"], validate=True)
+    if len(size) != 2 or len(shown) != 2:
+        raise ValueError("a size has two sides")
     length = unpacked_length(shown)
     unpacked = zlib.decompressobj().decompress(labels, length + 1)  # of a bomb, no more than that
-    if len(size) != 2 or confusion.min(initial=0) < 0 or confusion[:, :2].max(initial=0) >= count:
+    if confusion.min(initial=0) < 0 or confusion[:, :2].max(initial=0) >= count:
         raise ValueError("confusion has other classes")
     if len(unpacked) != length:
         raise ValueError("labels do not fit the picture")
