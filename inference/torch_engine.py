@@ -53,10 +53,10 @@ class ThreadWatch:
     """
 
     # Tried on two cores, where idle layers vary by half and a slice of the scheduler takes 3 to 4 ms: docs/speed.md.
-    SLOW = 2.0  # times the usual duration: then the threads wait for each other
+    SLOW = 1.7  # times the usual duration: then the threads wait for each other
     WINDOW = 0.02  # seconds of usual work that are looked at together
-    LEAST = 0.008  # seconds lost in it that are worth a change: one slice is no load
-    FORGET = 1.005  # by which a usual duration grows each time: the processor's clock changes
+    LEAST = 0.006  # seconds lost in it that are worth a change: one slice is no load
+    FORGET = 1.002  # by which a usual duration grows each time: the processor's clock changes
     MOST = 4096  # usual durations that are kept, about 25 for each size of pictures
 
     def __init__(self, model: FastSCNN):
