@@ -16,7 +16,7 @@ Shapes for an input of 1024 x 2048 x 3; t is the expansion factor, n the number 
                               bilinear upsampling         1024 x 2048 x   K
 
 This file only imports torch: copied into an empty folder, it works. Attribute names are the checkpoint format.
-Tags: `Paper:` a number from the paper, `Differs:` a departure from it (listed in docs/differences.md), `Source:` any other.
+Tags: `Paper:` a number from the paper, `Differs:` a departure from it (see docs/differences.md), `Source:` any other.
 """
 
 from __future__ import annotations
