@@ -94,7 +94,7 @@ def test_a_run_with_the_cache_ends_in_the_same_weights(frames, tmp_path) -> None
         printed.append(result.stdout)
     for other in weights[1:]:
         assert all(torch.equal(tensor, other[name]) for name, tensor in weights[0].items())
-    assert "5" in printed[1] and "to decode" not in printed[2]
+    assert "5 of 5" in printed[1] and "to decode" not in printed[2]
 
 
 def test_splits_share_a_folder(frames, tmp_path, capfd) -> None:

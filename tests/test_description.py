@@ -300,12 +300,12 @@ def test_what_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     real = builtins.__import__
 
     def without_yaml(name: str, *rest: object) -> object:
-        if name == "strict_yaml":
+        if name == "frames.yaml_file":
             raise ModuleNotFoundError("No module named 'yaml'")
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_yaml)
-    with refused():
+    with refused("DATA.YAML", "PyYAML"):
         open_data(str(tmp_path / "DATA.YAML"))
 
 

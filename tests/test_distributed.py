@@ -173,7 +173,7 @@ def test_torchrun_trains_resumes_and_one_process_writes(eight_frames, tmp_path) 
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py")
     launched = run_process(*launcher, *train_flags(eight_frames, cut, *extra, "--epochs", 2), cwd=tmp_path)
     assert launched.returncode == 0 and launched.stdout.count("best weights") == 1, launched.stderr
-    assert "2" in train(cut, "--epochs", 3, "--resume", cut / "32_64_last.pth")
+    assert f"epoch 2 of {cut / '32_64_last.pth'}" in train(cut, "--epochs", 3, "--resume", cut / "32_64_last.pth")
     rows = [without_time(read_csv(output / "32_64_statistics.csv")) for output in (straight, cut)]
     assert rows[0] == rows[1] and len(rows[0]) == 3
     for name in ("32_64_model.pth", "32_64_last.pth"):

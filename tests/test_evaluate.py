@@ -108,7 +108,7 @@ def test_second_prediction_of_a_frame_is_refused(tmp_path) -> None:
     stale = tmp_path / "results" / "old" / "a_000000_000000_leftImg8bit.png"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"x")
-    with refused():
+    with refused(stale, "a_000000_000000"):
         PredictionWriter(tmp_path / "results", samples, CITYSCAPES)
     stale.unlink()
     writer = PredictionWriter(tmp_path / "results", samples, CITYSCAPES, tmp_path / "results")

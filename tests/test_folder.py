@@ -122,7 +122,7 @@ def test_folders_that_cannot_be_exchanged_are_refused(kind, tmp_path, monkeypatc
         with refused(*words.split("|")):
             KINDS[kind](path)
     monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "empty")
-    with refused():
+    with refused(tmp_path / "empty"):
         KINDS[kind](tmp_path / "empty")
 
 
@@ -139,7 +139,7 @@ def test_an_exchange_that_fails_brings_the_earlier_one_back(tmp_path, monkeypatc
             rename(source, target)
 
         monkeypatch.setattr("os.rename", refuse)
-        with refused():
+        with refused("--flag", tmp_path / "f", "Permission denied"):
             folder.exchange()
     assert everything(tmp_path) == {"f": None, "f/old.txt": b"mine"}
 
@@ -151,6 +151,6 @@ def test_what_was_added_meanwhile_is_not_lost(tmp_path) -> None:
     ) as new:
         new.write("index.html", b"")
         put(tmp_path / "f", "a.txt")
-        with refused():
+        with refused("--flag", "a.txt"):
             new.exchange()
     assert everything(tmp_path) == {"f": None, "f/a.txt": b"mine"}

@@ -84,7 +84,7 @@ def test_the_measured_network(tmp_path, weights, capsys) -> None:
     torch.save({"backbone.weight": torch.zeros(2)}, tmp_path / "w.pth")
     with refused("w.pth"):
         measured_network(tmp_path / "w.pth")
-    with refused():
+    with refused("none.pth"):
         measured_network(tmp_path / "none.pth")
     state = load_model(weights)[0].state_dict()
     with_heads = {**FastSCNN(aux=True).state_dict(), **state}

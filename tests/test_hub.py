@@ -24,8 +24,8 @@ image = torch.load("image.pt")
 torch.save({name: load(pretrained=name)(image) for name in sys.argv[2:]}, "logits.pt")
 assert load().training is False and load()(image).shape == (1, 19, 64, 96)
 
-import dataset, inference.checkpoints  # ... and after it
-names = ("model", "utils", "dataset", "inference", "inference.checkpoints")
+import frames, inference.checkpoints  # ... and after it
+names = ("model", "utils", "frames", "inference", "inference.checkpoints")
 assert {sys.modules[name].OWNER for name in names} == {"caller"}
 assert sys.modules["model"] is model and sys.modules["utils"] is utils
 """
@@ -33,8 +33,9 @@ assert sys.modules["model"] is model and sys.modules["utils"] is utils
 
 def test_hub_does_not_mix_up_modules(tmp_path: Path) -> None:
     """Weights loaded into, or by, the caller's `model` and `utils`; a caller who then finds ours in their place."""
-    (tmp_path / "inference").mkdir()
-    for name in ("model", "utils", "dataset", "inference/__init__", "inference/checkpoints"):
+    for folder in ("inference", "frames"):
+        (tmp_path / folder).mkdir()
+    for name in ("model", "utils", "frames/__init__", "inference/__init__", "inference/checkpoints"):
         (tmp_path / f"{name}.py").write_text('OWNER = "caller"\n')
     (tmp_path / "program.py").write_text(PROGRAM)
     mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))

@@ -230,7 +230,7 @@ def test_a_full_disk_keeps_what_is_whole(frames, weights, tmp_path) -> None:
     kept = files_below(results)
     assert len(kept) == 1 and kept.items() < whole.items()
     again = run_script("evaluate.py", *flags(data, weights, results, "--skip_existing"), cwd=tmp_path)
-    assert "1" in again.stdout and files_below(results) == whole
+    assert "1 labelled" in again.stdout and files_below(results) == whole
 
 
 def test_what_a_killed_run_leaves_disturbs_nobody(frames, weights, tmp_path) -> None:

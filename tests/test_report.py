@@ -154,7 +154,7 @@ def test_what_cannot_be_written_makes_room_at_once(labels, tmp_path) -> None:
         frame = ScoredFrame(0, samples[0], image, labels[0][0], labels[1][0], counts)
         report.write(*report.encode(frame))
         assert not list(tmp_path.iterdir())
-        with refused():
+        with refused("--report", tmp_path / "r"):
             report.finish(Scores(CITYSCAPES, np.zeros((19, 19), np.int64)), ABOUT)
 
 
@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_the_earlier_report_and_all_scores(frames, weights, t
         result = score(frames, weights, tmp_path / "r", "--json", tmp_path / "scores.json", cwd=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert_user_error(result)
+    assert_user_error(result, "--report", tmp_path / "r")
     assert "class mIoU" in result.stdout and json.loads((tmp_path / "scores.json").read_text())
     assert everything(tmp_path / "r") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "r", "scores.json"]

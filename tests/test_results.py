@@ -95,7 +95,7 @@ def test_name_that_the_system_refuses_costs_only_that_result(frames, weights, tm
     made = sorted(path.name[0] for path in (tmp_path / "out").iterdir() if path.is_file())
     assert made == ["a", "m"]
     only = view(frames, weights, tmp_path, "--input_pic", "in/n*.png", "--output", "out")
-    assert_user_error(only)
+    assert_user_error(only, "_result.png")
     for flags in (["in/a.png", "--output", "o" * 300 + ".png"], ["in/" + "n" * 250 + ".png"], ["x" * 300 + ".png"]):
         assert_user_error(view(frames, weights, tmp_path, "--input_pic", *flags))
 
@@ -126,7 +126,7 @@ def test_what_is_read_is_never_replaced(frames, weights, tmp_path) -> None:
         links[1].symlink_to(read)
         for link in (*links, tmp_path / "frames" / ".." / links[0].name):
             result = view(frames, own, tmp_path, "--input_pic", given, "--output", link)
-            assert_user_error(result)
+            assert_user_error(result, "--output", link)
     folder = tmp_path / "in"
     folder.mkdir()
     for name in "ab":

@@ -92,7 +92,7 @@ def test_both_states_damaged_are_refused(tmp_path) -> None:
     with refused("prev.pth"):
         load_resumable(last)
     save_checkpoint(last, {"model": {}})
-    with refused():
+    with refused("--resume", last):
         load_resumable(last)
 
 

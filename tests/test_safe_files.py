@@ -65,7 +65,7 @@ def test_nothing_else_becomes_loadable(tmp_path) -> None:
         Call(np.dtype, ("O",)),
     ):
         torch.save({"meta": bad, "state_dict": {}}, tmp_path / "w.pth")
-        with refused():
+        with refused("w.pth"):
             load_checkpoint(tmp_path / "w.pth")
     assert not (tmp_path / "executed").exists()
     scalar = np.float64().__reduce__()[0]

@@ -204,14 +204,14 @@ def test_regenerates_over_itself_but_over_nothing_else(tmp_path: Path) -> None:
     write_dataset(tmp_path, 32, 64, 2, 0, 0, seed=0)
     left.unlink()
     assert files_of(tmp_path) == before
-    with refused():
+    with refused(tmp_path):
         write_dataset(tmp_path, 32, 64, 1, 0, 0, seed=0)
     assert files_of(tmp_path) == before
 
 
 def test_nothing_to_write_is_an_error(tmp_path: Path) -> None:
     """A data set without a picture, which fails only much later, in training."""
-    with refused():
+    with refused("--train"):
         write_dataset(tmp_path / "set", 32, 64, 0, 0, 0, seed=0)
     assert not (tmp_path / "set").exists()
 

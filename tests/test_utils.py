@@ -93,7 +93,7 @@ def test_ctrl_c_is_one_line_and_the_shells_status(capsys) -> None:
 def test_folder_below_a_file_cannot_be_written(tmp_path) -> None:
     """An output folder that cannot be made is found out after the first epoch."""
     (tmp_path / "file").write_text("x")
-    with refused():
+    with refused(tmp_path / "file" / "folder"):
         writable_folder(tmp_path / "file" / "folder")
 
 
@@ -191,7 +191,7 @@ def test_long_names_are_written(tmp_path) -> None:
 def test_names_that_cannot_be_written_are_refused(name: str, tmp_path) -> None:
     """A traceback; or a folder that is moved to the name of the previous file."""
     (tmp_path / "folder").mkdir()
-    with refused():
+    with refused(tmp_path):
         write_file(tmp_path / name, b"x", previous=tmp_path / "previous")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     with refused():
@@ -227,7 +227,7 @@ def test_damaged_checkpoints_are_refused(tmp_path) -> None:
 def test_objects_in_a_checkpoint_are_named(tmp_path) -> None:
     """A refusal that leaves people to guess what is wrong with their file."""
     save_checkpoint(tmp_path / "w.pth", {"args": argparse.Namespace(lr=1)})
-    with refused():
+    with refused("w.pth", "argparse.Namespace"):
         load_checkpoint(tmp_path / "w.pth")
 
 
@@ -246,7 +246,7 @@ def test_unknown_device_names_the_choices() -> None:
     """A misspelt device must not fall back to another one."""
     assert choose_device("cpu").type == "cpu"
     for name in ("gpu0", "meta", "cuda:99"):
-        with refused():
+        with refused("--device", name):
             choose_device(name)
 
 

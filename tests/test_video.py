@@ -119,7 +119,7 @@ def test_full_disk(ending: str, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
         for _ in range(60):
             video.write(rng.integers(0, 256, (*SIZE, 3), np.uint8))
-        with refused():
+        with refused(f"a{ending}"):
             video.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -129,7 +129,7 @@ def test_full_disk(ending: str, tmp_path: Path) -> None:
 
 def test_codec_that_the_machine_lacks(tmp_path: Path) -> None:
     """The writer does not open, every frame is lost, and the run succeeds."""
-    with refused():
+    with refused(".webm", "ZZZZ"):
         VideoFile(tmp_path / "a.webm", 10, "ZZZZ")
 
 
@@ -238,7 +238,7 @@ def test_playlists_are_refused_unopened(content: bytes, tmp_path: Path, monkeypa
     """A file from elsewhere makes FFmpeg open other files or addresses."""
     monkeypatch.setattr(cv2, "VideoCapture", None)
     (tmp_path / "list.mp4").write_bytes(content)
-    with refused():
+    with refused("list.mp4"):
         open_capture(tmp_path / "list.mp4")
 
 

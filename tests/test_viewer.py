@@ -333,7 +333,7 @@ def test_codec_that_opencv_lacks_is_said_once(frames, weights, tmp_path) -> None
     data = make_video(tmp_path / "good.avi").read_bytes()
     (tmp_path / "a.avi").write_bytes(data.replace(b"MJPG", b"ZZZZ"))
     result = view(frames, weights, tmp_path, "--input_pic", "a.avi")
-    assert_user_error(result)
+    assert_user_error(result, "a.avi", "ZZZZ")
     assert len(result.stderr.splitlines()) == 1
 
 
